@@ -1,0 +1,228 @@
+//! One run of a plan: hands stages to lanes as they become ready, and keeps the record.
+//!
+//! Knows the scheduler's table and the jobs; does not know how anything is shown, nor what stages do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use crate::event::{Event, RunRecord, RunStatus, StageRecord, Status, timestamp};
+use crate::fingerprint::Digest;
+use crate::history::RunFolder;
+use crate::job::{Ended, Freshness, Shared, Task};
+use crate::lane::Lanes;
+use crate::manifest::{On, StageDecl, StageId};
+use crate::plan::Plan;
+use crate::scheduler::{OnFailure, Outcome, Scheduler, State};
+use crate::stage::{Artifact, Lane};
+
+/// Which stages must not be taken from the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Force {
+    /// None.
+    Nothing,
+    /// Every stage that takes part.
+    Everything,
+    /// These.
+    Stages(BTreeSet<String>),
+}
+
+impl Force {
+    fn freshness(&self, stage: &StageId) -> Freshness {
+        let forced = match self {
+            Self::Nothing => false,
+            Self::Everything => true,
+            Self::Stages(names) => names.contains(stage.as_str()) || names.contains(stage.base()),
+        };
+        if forced { Freshness::Forced } else { Freshness::Cached }
+    }
+}
+
+/// How a plan is to be run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Processor stages at once.
+    pub jobs: usize,
+    /// What a failure means for the rest.
+    pub on_failure: OnFailure,
+    /// Which stages must not be taken from the cache.
+    pub force: Force,
+    /// The manifest's path as given.
+    pub manifest: String,
+    /// The profiles, in order.
+    pub profiles: Vec<String>,
+    /// The device as shown.
+    pub device: String,
+}
+
+/// What reaches the loop from outside.
+pub enum Message {
+    /// A stage came back.
+    Ended(usize, Box<Ended>),
+    /// Somebody asked to stop.
+    Stop,
+}
+
+/// Runs the plan to its end. `sender` is the other end of `messages`; jobs answer there, and so does whoever
+/// wants to stop the run.
+pub fn run(
+    plan: &Plan<'_>,
+    options: &Options,
+    shared: &Arc<Shared>,
+    folder: &RunFolder,
+    lanes: &mut dyn Lanes,
+    (sender, messages): (&Sender<Message>, &Receiver<Message>),
+) -> io::Result<RunRecord> {
+    let start = Instant::now();
+    let mut record = RunRecord {
+        run: folder.name.clone(),
+        pipeline: plan.manifest.name.clone(),
+        manifest: options.manifest.clone(),
+        started: timestamp(),
+        seconds: 0.0,
+        status: RunStatus::Running,
+        pipe: env!("CARGO_PKG_VERSION").into(),
+        device: options.device.clone(),
+        params: plan.manifest.params.clone(),
+        profiles: options.profiles.clone(),
+        stages: plan.manifest.stages.iter().map(|s| blank(s, plan)).collect(),
+    };
+    folder.write(&record)?;
+    shared.listen.on(&Event::RunStarted {
+        run: folder.name.clone(),
+        pipeline: plan.manifest.name.clone(),
+        stages: plan
+            .wanted
+            .iter()
+            .map(|i| (plan.stage(*i).id.to_string(), plan.stage(*i).kind.name.to_string()))
+            .collect(),
+    });
+
+    // The table's numbers are places in the plan's order, in which needs come first.
+    let place: BTreeMap<usize, usize> = plan.order.iter().enumerate().map(|(place, i)| (*i, place)).collect();
+    let mut table =
+        Scheduler::new(&[(Lane::Cpu, options.jobs.max(1)), (Lane::Device, 1)], options.on_failure);
+    for &index in &plan.order {
+        let stage = plan.stage(index);
+        let needs = stage.inputs.iter().filter_map(|e| plan.index(&e.from)).map(|i| place[&i]).collect();
+        let takes_part = plan.wanted.contains(&index) && stage.on == On::On;
+        table.add(stage.kind.lane, needs, if takes_part { State::Waiting } else { State::Out });
+    }
+    for &index in &plan.wanted {
+        if let On::Off(reason) = &plan.stage(index).on {
+            let stage = &mut record.stages[index];
+            stage.status = Status::Skipped;
+            stage.why = vec![reason.clone()];
+            shared.listen.on(&Event::StageFinished(stage.clone()));
+        }
+    }
+
+    let mut stopped = false;
+    loop {
+        for at in table.start() {
+            let index = plan.order[at];
+            let task = task(plan, index, options, &record, folder);
+            let (shared, sender) = (shared.clone(), sender.clone());
+            lanes.submit(
+                plan.stage(index).kind.lane,
+                Box::new(move || {
+                    let ended = task.run(&shared);
+                    // Nobody listens any more only if the run itself is gone.
+                    let _ = sender.send(Message::Ended(index, Box::new(ended)));
+                }),
+            );
+        }
+        if table.is_over() {
+            break;
+        }
+        match messages.recv_timeout(Duration::from_secs(3600)) {
+            Ok(Message::Ended(index, ended)) => {
+                let outcome = match ended.status {
+                    Status::Ran | Status::Cached => Outcome::Done,
+                    _ => Outcome::Failed,
+                };
+                note_end(&mut record.stages[index], *ended);
+                shared.listen.on(&Event::StageFinished(record.stages[index].clone()));
+                table.finish(place[&index], outcome);
+            }
+            Ok(Message::Stop) if !stopped => {
+                stopped = true;
+                shared.cancel.cancel();
+                shared.listen.on(&Event::Stopping);
+                table.stop();
+            }
+            Ok(Message::Stop) | Err(_) => {}
+        }
+    }
+
+    record.seconds = start.elapsed().as_secs_f64();
+    let any = |status| record.stages.iter().any(|s| s.status == status);
+    record.status = match () {
+        () if stopped && (any(Status::Interrupted) || any(Status::NotReached)) => RunStatus::Interrupted,
+        () if any(Status::Failed) => RunStatus::Failed,
+        () => RunStatus::Succeeded,
+    };
+    folder.write(&record)?;
+    shared.sources.save()?;
+    shared.listen.on(&Event::RunFinished(record.clone()));
+    Ok(record)
+}
+
+/// A stage's record before anything happened to it.
+fn blank(stage: &StageDecl, plan: &Plan<'_>) -> StageRecord {
+    let asked = plan.index(&stage.id).is_some_and(|i| plan.wanted.contains(&i));
+    StageRecord {
+        stage: stage.id.to_string(),
+        kind: stage.kind.name.into(),
+        status: if asked { Status::NotReached } else { Status::Skipped },
+        seconds: 0.0,
+        key: None,
+        folder: None,
+        outputs: BTreeMap::new(),
+        metrics: BTreeMap::new(),
+        why: if asked { Vec::new() } else { vec!["not asked for".into()] },
+        warnings: Vec::new(),
+        error: None,
+        inputs: stage.inputs.iter().map(|e| (e.port.clone(), format!("{}.{}", e.from, e.output))).collect(),
+        fingerprint: None,
+    }
+}
+
+fn note_end(record: &mut StageRecord, ended: Ended) {
+    record.status = ended.status;
+    record.seconds = ended.seconds;
+    record.why = ended.why.into_iter().map(|c| c.0).collect();
+    record.error = ended.error;
+    if let Some((key, fingerprint)) = ended.key {
+        record.key = Some(key);
+        record.fingerprint = Some(fingerprint);
+    }
+    if let Some(entry) = ended.entry {
+        record.folder = Some(format!("stages/{}", record.stage));
+        record.outputs = entry.outputs;
+        record.metrics = entry.metrics;
+        record.warnings = entry.warnings;
+    }
+}
+
+/// The task of a stage whose needs are all there.
+fn task(plan: &Plan<'_>, index: usize, options: &Options, record: &RunRecord, folder: &RunFolder) -> Task {
+    let decl = Arc::new(plan.stage(index).clone());
+    let mut inputs: BTreeMap<String, (Artifact, Digest)> = BTreeMap::new();
+    for edge in &decl.inputs {
+        let from = plan.index(&edge.from).map(|i| &record.stages[i]);
+        let Some(output) = from.and_then(|r| r.outputs.get(&edge.output)) else { continue };
+        let mut path = folder.stage(edge.from.as_str());
+        if let [single] = output.paths.as_slice()
+            && single != "."
+        {
+            path.push(single);
+        }
+        let from = format!("{}.{}", edge.from, edge.output);
+        inputs.insert(edge.port.clone(), (Artifact { kind: output.kind, path, from }, output.digest));
+    }
+    let folder = folder.stage(decl.id.as_str());
+    Task { freshness: options.force.freshness(&decl.id), decl, inputs, folder }
+}
