@@ -1,0 +1,453 @@
+//! Datasets: named splits of polars frames, parquet on disk.
+//!
+//! Knows the files of a dataset artifact (`<split>.parquet` and `dataset.json`) and how a cell reads as text;
+//! does not know where data came from or what a column is for.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use polars::prelude::{
+    AnyValue, ArrowDataType, Column, DataFrame, DataType, ParquetCompression, ParquetReader, ParquetWriter,
+    PolarsError, SerReader,
+};
+use serde::{Deserialize, Serialize};
+
+/// The file that names the splits and describes the columns.
+const INDEX: &str = "dataset.json";
+
+/// Rows in a parquet row group. Fixed, because a file's bytes depend on it.
+const ROW_GROUP: usize = 1 << 18;
+
+/// Rows in named columns, in named splits.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Dataset {
+    /// The splits, in the order they were found.
+    pub splits: Vec<Split>,
+    /// What is known of a column beyond its type, by the column's name.
+    pub features: BTreeMap<String, Feature>,
+}
+
+/// One split: `rows` × `columns`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Split {
+    /// `train`, `test`, …
+    pub name: String,
+    /// Its rows.
+    pub frame: DataFrame,
+}
+
+/// What is known of a column beyond its type.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Feature {
+    /// The name of each class, by its id, where the column holds class ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_names: Option<Vec<String>>,
+}
+
+/// Why a dataset can't be read, written or asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// The folder holds no dataset.
+    #[error("{}: no dataset here (it has no {INDEX})", .0.display())]
+    Absent(PathBuf),
+    /// A file can't be read or written.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file isn't what it has to be.
+    #[error("{}: {reason}", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A split's name can't be a file's name, or is there twice.
+    #[error("`{0}` can't be the name of a split: {1}")]
+    SplitName(String, &'static str),
+    /// There is no such split.
+    #[error("no split `{name}`{}; there {}", nearest(name, have), listed(have))]
+    NoSplit {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        have: Vec<String>,
+    },
+    /// There is no such column.
+    #[error("no column `{name}` in split `{split}`{}; there {}", nearest(name, have), listed(have))]
+    NoColumn {
+        /// What was asked for.
+        name: String,
+        /// Where.
+        split: String,
+        /// What there is.
+        have: Vec<String>,
+    },
+    /// A cell that can't be read as text, such as a list.
+    #[error("column `{column}` holds {kind}, which is not text, a number or true/false")]
+    NotText {
+        /// The column.
+        column: String,
+        /// The polars type.
+        kind: String,
+    },
+    /// There is no such row.
+    #[error("column `{column}` has no row {row}: it has {rows}, counted from 0")]
+    NoRow {
+        /// The column.
+        column: String,
+        /// What was asked for, from 0.
+        row: usize,
+        /// How many there are.
+        rows: usize,
+    },
+}
+
+/// `, did you mean …?` where one of the names is close.
+fn nearest(name: &str, have: &[String]) -> String {
+    have.iter()
+        .map(|h| (strsim::jaro_winkler(&name.to_lowercase(), &h.to_lowercase()), h))
+        .filter(|(closeness, _)| *closeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, h)| format!(" (did you mean `{h}`?)"))
+        .unwrap_or_default()
+}
+
+fn listed(have: &[String]) -> String {
+    match have {
+        [] => "is none".into(),
+        [one] => format!("is `{one}`"),
+        many => format!("are {}", many.iter().map(|h| format!("`{h}`")).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// What [`INDEX`] holds.
+#[derive(Serialize, Deserialize)]
+struct Index {
+    splits: Vec<IndexedSplit>,
+    #[serde(default)]
+    features: BTreeMap<String, Feature>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct IndexedSplit {
+    name: String,
+    rows: usize,
+}
+
+impl Dataset {
+    /// Reads what [`Dataset::save`] wrote.
+    pub fn load(dir: &Path) -> Result<Self, DatasetError> {
+        let path = dir.join(INDEX);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(DatasetError::Absent(dir.to_path_buf()));
+            }
+            Err(error) => return Err(DatasetError::Io { path, error }),
+        };
+        let index: Index = serde_json::from_str(&text)
+            .map_err(|e| DatasetError::Broken { path: path.clone(), reason: e.to_string() })?;
+        let mut splits = Vec::with_capacity(index.splits.len());
+        for IndexedSplit { name, rows } in index.splits {
+            check_split_name(&name)?;
+            let path = split_path(dir, &name);
+            let frame = read_parquet(&path)?;
+            if frame.height() != rows {
+                let reason = format!("has {} rows, {INDEX} says {rows}", frame.height());
+                return Err(DatasetError::Broken { path, reason });
+            }
+            splits.push(Split { name, frame });
+        }
+        Ok(Self { splits, features: index.features })
+    }
+
+    /// Writes one parquet file per split and [`INDEX`] into a folder that exists. Equal datasets give equal
+    /// bytes. Takes `&mut` because every column is brought into one piece first.
+    pub fn save(&mut self, dir: &Path) -> Result<(), DatasetError> {
+        for (at, split) in self.splits.iter().enumerate() {
+            check_split_name(&split.name)?;
+            if self.splits[..at].iter().any(|s| s.name == split.name) {
+                return Err(DatasetError::SplitName(split.name.clone(), "it is there twice"));
+            }
+        }
+        for split in &mut self.splits {
+            write_parquet(&mut split.frame, &split_path(dir, &split.name))?;
+        }
+        let index = Index {
+            splits: self
+                .splits
+                .iter()
+                .map(|s| IndexedSplit { name: s.name.clone(), rows: s.frame.height() })
+                .collect(),
+            features: self.features.clone(),
+        };
+        let path = dir.join(INDEX);
+        let mut text = serde_json::to_string_pretty(&index)
+            .map_err(|e| DatasetError::Broken { path: path.clone(), reason: e.to_string() })?;
+        text.push('\n');
+        fs::write(&path, text).map_err(|error| DatasetError::Io { path, error })
+    }
+
+    /// The split of this name.
+    pub fn split(&self, name: &str) -> Result<&Split, DatasetError> {
+        self.splits
+            .iter()
+            .find(|s| s.name == name)
+            .ok_or_else(|| DatasetError::NoSplit { name: name.into(), have: self.split_names() })
+    }
+
+    /// The names of the splits, in their order.
+    pub fn split_names(&self) -> Vec<String> {
+        self.splits.iter().map(|s| s.name.clone()).collect()
+    }
+
+    /// The names of a column's classes by id, where they are known.
+    pub fn class_names(&self, column: &str) -> Option<&[String]> {
+        self.features.get(column)?.class_names.as_deref()
+    }
+}
+
+impl Split {
+    /// How many rows it has.
+    pub fn rows(&self) -> usize {
+        self.frame.height()
+    }
+
+    /// The names of the columns, in their order.
+    pub fn column_names(&self) -> Vec<String> {
+        self.frame.get_column_names().iter().map(|n| n.to_string()).collect()
+    }
+
+    /// The column of this name.
+    pub fn column(&self, name: &str) -> Result<&Column, DatasetError> {
+        self.frame.column(name).map_err(|_| DatasetError::NoColumn {
+            name: name.into(),
+            split: self.name.clone(),
+            have: self.column_names(),
+        })
+    }
+
+    /// The cell of a column at a row (from 0) as text, as [`text_of`] gives it.
+    pub fn text_at(&self, column: &str, row: usize) -> Result<Option<String>, DatasetError> {
+        text_of(self.column(column)?, row)
+    }
+}
+
+/// A cell as text: strings as they are, whole numbers in digits, other numbers with a point or an exponent
+/// (`1.0`), truth values as `true` and `false`, null as `None`. Lists and mappings are an error.
+pub fn text_of(column: &Column, row: usize) -> Result<Option<String>, DatasetError> {
+    if column.dtype().is_nested() || matches!(column.dtype(), DataType::Binary) {
+        return Err(DatasetError::NotText {
+            column: column.name().to_string(),
+            kind: column.dtype().to_string(),
+        });
+    }
+    let value = column.get(row).map_err(|_| DatasetError::NoRow {
+        column: column.name().to_string(),
+        row,
+        rows: column.len(),
+    })?;
+    Ok(match value {
+        AnyValue::Null => None,
+        AnyValue::String(text) => Some(text.to_owned()),
+        AnyValue::StringOwned(text) => Some(text.to_string()),
+        AnyValue::Boolean(truth) => Some(truth.to_string()),
+        AnyValue::Float32(number) => Some(format!("{number:?}")),
+        AnyValue::Float64(number) => Some(format!("{number:?}")),
+        other => Some(other.to_string()),
+    })
+}
+
+/// Reads one parquet file whole. Columns of dates, times, decimals and the like are an error.
+pub fn read_parquet(path: &Path) -> Result<DataFrame, DatasetError> {
+    let file = File::open(path).map_err(|error| DatasetError::Io { path: path.into(), error })?;
+    let mut reader = ParquetReader::new(file);
+    let schema = reader.schema().map_err(|e| broken(path, &e))?;
+    // polars panics at some of the types it is built without.
+    for field in schema.iter_values() {
+        if let Some(kind) = unreadable(field.dtype()) {
+            let reason = format!(
+                "column `{}` holds {kind:?}, which pipe can't read; write it as text or as a 32- or 64-bit number",
+                field.name
+            );
+            return Err(DatasetError::Broken { path: path.into(), reason });
+        }
+    }
+    reader.finish().map_err(|e| broken(path, &e))
+}
+
+/// The type, or the first one within it, that this build of polars has no column for.
+fn unreadable(kind: &ArrowDataType) -> Option<&ArrowDataType> {
+    use ArrowDataType as A;
+    match kind {
+        A::Null | A::Boolean | A::Int32 | A::Int64 | A::UInt32 | A::UInt64 | A::Float32 | A::Float64 => None,
+        A::Utf8 | A::LargeUtf8 | A::Utf8View | A::Binary | A::LargeBinary | A::BinaryView => None,
+        A::List(inner) | A::LargeList(inner) | A::Map(inner, _) => unreadable(inner.dtype()),
+        A::Struct(fields) => fields.iter().find_map(|field| unreadable(field.dtype())),
+        A::Dictionary(_, values, _) => unreadable(values),
+        other => Some(other),
+    }
+}
+
+/// Writes one parquet file. Equal frames give equal bytes, however they were put together.
+pub fn write_parquet(frame: &mut DataFrame, path: &Path) -> Result<(), DatasetError> {
+    // The writer cuts row groups at chunk borders, and those tell how a frame was put together.
+    frame.rechunk_mut();
+    let file = File::create(path).map_err(|error| DatasetError::Io { path: path.into(), error })?;
+    let mut file = BufWriter::new(file);
+    ParquetWriter::new(&mut file)
+        .with_compression(ParquetCompression::Zstd(None))
+        .with_row_group_size(Some(ROW_GROUP))
+        .finish(frame)
+        .map_err(|e| broken(path, &e))?;
+    file.flush().map_err(|error| DatasetError::Io { path: path.into(), error })
+}
+
+fn broken(path: &Path, error: &PolarsError) -> DatasetError {
+    DatasetError::Broken { path: path.into(), reason: format!("not readable as parquet: {error}") }
+}
+
+fn split_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.parquet"))
+}
+
+/// A split's name becomes a file's name, so it is held to what is safe as one everywhere.
+pub fn check_split_name(name: &str) -> Result<(), DatasetError> {
+    let fits = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(fits) {
+        let why = "letters, digits, `_`, `-` and `.` are allowed";
+        return Err(DatasetError::SplitName(name.into(), why));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polars::df;
+
+    fn tweets() -> Dataset {
+        let frame = df!(
+            "Tweet text" => ["no water", "thanks", "so late"],
+            "ID" => [0i64, 1, 2],
+            "score" => [Some(0.5f64), None, Some(1.0)],
+            "reply" => [true, false, true],
+        )
+        .unwrap();
+        let names = ["Unlabeled", "complaint"].map(String::from).to_vec();
+        Dataset {
+            splits: vec![
+                Split { name: "train".into(), frame: frame.clone() },
+                Split { name: "test".into(), frame: frame.head(Some(0)) },
+            ],
+            features: [("ID".into(), Feature { class_names: Some(names) })].into(),
+        }
+    }
+
+    #[test]
+    fn comes_back_as_it_was_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut saved = tweets();
+        saved.save(dir.path()).unwrap();
+        let loaded = Dataset::load(dir.path()).unwrap();
+        assert_eq!(loaded.split_names(), ["train", "test"]);
+        assert_eq!(loaded.splits[1].column_names(), ["Tweet text", "ID", "score", "reply"]);
+        assert!(loaded.splits[0].frame.equals_missing(&saved.splits[0].frame));
+        assert_eq!(loaded.splits[1].rows(), 0);
+        assert_eq!(loaded.class_names("ID").unwrap(), ["Unlabeled", "complaint"]);
+        assert_eq!(
+            fs::read_to_string(dir.path().join("dataset.json")).unwrap(),
+            "{\n  \"splits\": [\n    {\n      \"name\": \"train\",\n      \"rows\": 3\n    },\n    {\n      \
+             \"name\": \"test\",\n      \"rows\": 0\n    }\n  ],\n  \"features\": {\n    \"ID\": {\n      \
+             \"class_names\": [\n        \"Unlabeled\",\n        \"complaint\"\n      ]\n    }\n  }\n}\n"
+        );
+    }
+
+    #[test]
+    fn equal_rows_are_equal_bytes_however_they_were_put_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        fs::create_dir_all(&a).unwrap();
+        fs::create_dir_all(&b).unwrap();
+        let mut whole = tweets();
+        whole.save(&a).unwrap();
+        let mut pieces = tweets();
+        let frame = &pieces.splits[0].frame;
+        pieces.splits[0].frame = frame.slice(0, 1).vstack(&frame.slice(1, 2)).unwrap();
+        pieces.save(&b).unwrap();
+        for file in ["train.parquet", "test.parquet", "dataset.json"] {
+            assert_eq!(fs::read(a.join(file)).unwrap(), fs::read(b.join(file)).unwrap(), "{file}");
+        }
+    }
+
+    #[test]
+    fn cells_read_as_text() {
+        let data = tweets();
+        let train = data.split("train").unwrap();
+        let cell = |column, row| train.text_at(column, row).unwrap();
+        assert_eq!(cell("Tweet text", 1).as_deref(), Some("thanks"));
+        assert_eq!(cell("ID", 2).as_deref(), Some("2"));
+        assert_eq!(cell("score", 0).as_deref(), Some("0.5"));
+        assert_eq!(cell("score", 1), None);
+        assert_eq!(cell("score", 2).as_deref(), Some("1.0"));
+        assert_eq!(cell("reply", 0).as_deref(), Some("true"));
+        assert_eq!(
+            train.text_at("ID", 3).unwrap_err().to_string(),
+            "column `ID` has no row 3: it has 3, counted from 0"
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_is_named_with_what_is() {
+        let data = tweets();
+        assert_eq!(
+            data.split("trian").unwrap_err().to_string(),
+            "no split `trian` (did you mean `train`?); there are `train`, `test`"
+        );
+        assert_eq!(
+            data.splits[0].column("Tweet_text").unwrap_err().to_string(),
+            "no column `Tweet_text` in split `train` (did you mean `Tweet text`?); \
+             there are `Tweet text`, `ID`, `score`, `reply`"
+        );
+    }
+
+    #[test]
+    fn a_folder_without_a_dataset_or_with_a_broken_one_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display();
+        let error = |dir: &Path| Dataset::load(dir).unwrap_err().to_string();
+        assert_eq!(error(dir.path()), format!("{at}: no dataset here (it has no dataset.json)"));
+        tweets().save(dir.path()).unwrap();
+        fs::write(dir.path().join("train.parquet"), "PAR1 not at all").unwrap();
+        let start = format!("{at}/train.parquet: not readable as parquet: ");
+        assert!(error(dir.path()).starts_with(&start), "{}", error(dir.path()));
+    }
+
+    #[test]
+    fn types_without_a_column_are_found_before_polars_meets_them() {
+        use polars::prelude::{ArrowField, ArrowTimeUnit};
+        let time = ArrowDataType::Timestamp(ArrowTimeUnit::Microsecond, None);
+        let listed = ArrowDataType::LargeList(Box::new(ArrowField::new("item".into(), time.clone(), true)));
+        assert_eq!(unreadable(&listed), Some(&time));
+        assert_eq!(unreadable(&ArrowDataType::Decimal(3, 2)), Some(&ArrowDataType::Decimal(3, 2)));
+        assert_eq!(unreadable(&ArrowDataType::LargeUtf8), None);
+    }
+
+    #[test]
+    fn a_split_can_not_name_a_file_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut data = tweets();
+        data.splits[0].name = "../train".into();
+        assert_eq!(
+            data.save(dir.path()).unwrap_err().to_string(),
+            "`../train` can't be the name of a split: letters, digits, `_`, `-` and `.` are allowed"
+        );
+    }
+}
