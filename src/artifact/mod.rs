@@ -1,0 +1,4 @@
+//! What flows between stages, on disk: save and load.
+pub mod adapter;
+pub mod dataset;
+pub mod tokens;

@@ -1,0 +1,751 @@
+//! `tokenize`: rows of a dataset become rows of token ids with labels.
+
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::artifact::dataset::{Dataset, Split};
+use crate::artifact::tokens::{About, Form, IGNORED, MadeBy, PadTo, Padding, Row, Tokens};
+use crate::location::{Location, Place};
+use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
+use crate::stages::place;
+use crate::stages::template::Template;
+use crate::tokenizer::{Side, Tokenizer};
+
+/// Rows between two looks at whether to go on.
+const BATCH: usize = 1024;
+/// Rows that a warning names.
+const NAMED: usize = 10;
+
+/// Turns each row into token ids: a prompt that is not learned and a target that is, or plain text.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tokenize {
+    /// The tokenizer: a Hugging Face folder, a tokenizer.json, a .gguf file or a Hub name. Left out where the
+    /// port `model` brings one.
+    pub tokenizer: Option<Location>,
+    /// What comes before the target and is not learned (labels -100): text with `{column}` placeholders, `{{`
+    /// and `}}` for braces. The tokenizer's own begin and end tokens are added as it does by default.
+    pub prompt: Option<Template>,
+    /// What is to be learned after the prompt, written like `prompt`. Tokenised by itself, then appended.
+    pub target: Option<Template>,
+    /// Plain text that is learned whole, instead of `prompt` and `target`; written like `prompt`.
+    pub text: Option<Template>,
+    /// The token appended to the target or text: `pad`, `eos` or `none`. Default: `pad` for prompt and target,
+    /// `none` for text.
+    pub end: Option<End>,
+    /// The most tokens a row may have, all of it counted; longer ones are cut. Default: no limit.
+    #[schemars(range(min = 1))]
+    pub max_length: Option<usize>,
+    /// Which padding a row's positions are counted with: `none`, `left` or `right` (to `max_length`), or on the
+    /// tokenizer's own side `longest` (of the batch) or `max_length`. Nothing is computed for padding. Default:
+    /// `left` with `max_length`, `none` without.
+    pub padding: Option<PaddingRule>,
+    /// Where a row longer than `max_length` is cut: `right` (its end, and so the label) or `left` (the
+    /// beginning of the prompt).
+    #[serde(default)]
+    pub truncation_side: Side,
+}
+
+/// The token appended to a target or text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// The padding token; the one that ends a text where the tokenizer has none.
+    Pad,
+    /// The token that ends a text.
+    Eos,
+    /// Nothing.
+    None,
+}
+
+/// Which padding a row's positions are counted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PaddingRule {
+    /// None.
+    None,
+    /// Before the row, to `max_length`.
+    Left,
+    /// After the row.
+    Right,
+    /// To the longest row of the batch, on the tokenizer's side.
+    Longest,
+    /// To `max_length`, on the tokenizer's side.
+    MaxLength,
+}
+
+impl Stage for Tokenize {
+    const KIND: &'static str = "tokenize";
+    const VERSION: u32 = 1;
+    const LANE: Lane = Lane::Cpu;
+    const ABOUT: &'static str =
+        "Turns rows of text into token ids, with labels where something is to be learned.";
+    const EXAMPLE: &'static str = r#"tokens:
+  uses: tokenize
+  inputs: { dataset: labelled }
+  with:
+    tokenizer: bigscience/bloomz-560m
+    prompt: "Tweet text : {Tweet text} Label : "
+    target: "{text_label}"
+    max_length: 64
+"#;
+    const INPUTS: &'static [Port] = &[
+        Port {
+            name: "dataset",
+            accepts: &[ArtifactKind::Dataset],
+            required: true,
+            about: "The rows; every split is tokenised.",
+        },
+        Port {
+            name: "model",
+            accepts: &[ArtifactKind::Model, ArtifactKind::Files],
+            required: false,
+            about: "A model whose tokenizer is used, instead of `tokenizer`.",
+        },
+    ];
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![Output::new("tokens", ArtifactKind::Tokens, &["."])]
+    }
+
+    /// Of a model folder only what the tokenizer is read from: other weights don't change a token.
+    fn sources(&self) -> Vec<Source> {
+        let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
+        let source = |location| Source { role: "tokenizer".into(), location };
+        if let Place::Local(path) = tokenizer.resolve()
+            && path.is_dir()
+        {
+            let text = tokenizer.text().trim_end_matches('/');
+            let files: Vec<Source> = Tokenizer::files(&path)
+                .map(|name| source(Location::new(format!("{text}/{name}"), tokenizer.base())))
+                .collect();
+            if !files.is_empty() {
+                return files;
+            }
+        }
+        vec![source(tokenizer.clone())]
+    }
+
+    fn check(&self, inputs: &[&str]) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        match (&self.tokenizer, inputs.contains(&"model")) {
+            (Some(_), true) => faults.push(
+                Fault::new("tokenizer", "both `tokenizer` and the port `model` bring a tokenizer")
+                    .help("keep one of them"),
+            ),
+            (None, false) => faults.push(
+                Fault::new("", "nothing brings a tokenizer")
+                    .help("set `tokenizer`, or connect the port `model`"),
+            ),
+            _ => {}
+        }
+        match (&self.prompt, &self.target, &self.text) {
+            (Some(_), Some(_), None) | (None, None, Some(_)) => {}
+            (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => faults.push(
+                Fault::new("text", "`text` stands beside `prompt` or `target`")
+                    .help("keep `text` for plain text, or `prompt` and `target` for labels after a prompt"),
+            ),
+            (Some(_), None, None) => faults.push(
+                Fault::new("prompt", "`prompt` stands without `target`")
+                    .help("set `target` to what is to be learned, or use `text` to learn all of it"),
+            ),
+            (None, Some(_), None) => faults.push(
+                Fault::new("target", "`target` stands without `prompt`")
+                    .help("set `prompt` to what comes before it, or use `text` to learn all of it"),
+            ),
+            (None, None, None) => faults.push(
+                Fault::new("", "nothing says what to tokenize").help("set `prompt` and `target`, or `text`"),
+            ),
+        }
+        if self.max_length == Some(0) {
+            faults.push(Fault::new("max_length", "`max_length: 0` leaves no token of any row"));
+        }
+        if self.max_length.is_none()
+            && let Some(rule @ (PaddingRule::Left | PaddingRule::MaxLength)) = self.padding
+        {
+            let word = if rule == PaddingRule::Left { "left" } else { "max_length" };
+            faults.push(
+                Fault::new("padding", format!("`padding: {word}` needs `max_length`"))
+                    .help("set `max_length`, or `padding: longest` to pad to the longest row of a batch"),
+            );
+        }
+        faults
+    }
+
+    fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
+        let (name, path) = self.tokenizer_at(context)?;
+        let tokenizer = Tokenizer::open(&path)?;
+        let job = self.job(&tokenizer)?;
+        let dataset = Dataset::load(&context.input("dataset")?.path)?;
+        if dataset.splits.is_empty() {
+            return Err(StageError::failed("the dataset has no splits"));
+        }
+        for split in &dataset.splits {
+            job.fits(split)?;
+        }
+        let total: usize = dataset.splits.iter().map(Split::rows).sum();
+        let mut done = 0;
+        let mut splits = Vec::with_capacity(dataset.splits.len());
+        for split in &dataset.splits {
+            let mut rows = Vec::with_capacity(split.rows());
+            for start in (0..split.rows()).step_by(BATCH) {
+                context.go_on()?;
+                let end = split.rows().min(start + BATCH);
+                let batch: Vec<_> = (start..end).into_par_iter().map(|row| job.row(split, row)).collect();
+                for row in batch {
+                    rows.push(row?);
+                }
+                done += end - start;
+                context.progress(done as u64, total as u64, "rows", &split.name);
+            }
+            self.tell_what_was_cut(context, &split.name, &rows)?;
+            splits.push((split.name.clone(), rows.into_iter().map(|encoded| encoded.row).collect()));
+        }
+        Tokens::save(context.out, job.about(name), &splits)?;
+        Ok(())
+    }
+}
+
+impl Tokenize {
+    /// The tokenizer's name as it is written down, and where it is.
+    fn tokenizer_at(&self, context: &Context<'_>) -> Result<(String, PathBuf), StageError> {
+        match &self.tokenizer {
+            Some(location) => Ok((location.text().to_owned(), place::local(location, "tokenizer")?)),
+            None => {
+                let model = context.input("model")?;
+                // The name of a stage or of a folder in the cache says nothing about the tokenizer.
+                let name = match model.path.file_name() {
+                    Some(name) if model.path.is_file() => name.to_string_lossy().into_owned(),
+                    _ => "model".to_owned(),
+                };
+                Ok((name, model.path.clone()))
+            }
+        }
+    }
+
+    fn job<'a>(&'a self, tokenizer: &'a Tokenizer) -> Result<Job<'a>, StageError> {
+        let texts = match (&self.prompt, &self.target, &self.text) {
+            (Some(prompt), Some(target), None) => Texts::PromptTarget { prompt, target },
+            (None, None, Some(text)) => Texts::Plain(text),
+            _ => return Err(StageError::failed("either `prompt` and `target` or `text` is needed")),
+        };
+        let end = self.end.unwrap_or(match texts {
+            Texts::PromptTarget { .. } => End::Pad,
+            Texts::Plain(_) => End::None,
+        });
+        let (end_id, word) = match end {
+            End::None => (None, ""),
+            End::Pad => {
+                (tokenizer.pad_id(), "`end: pad`: the tokenizer has neither a padding token nor an end token")
+            }
+            End::Eos => (tokenizer.eos_id(), "`end: eos`: the tokenizer has no end token"),
+        };
+        if end != End::None && end_id.is_none() {
+            return Err(StageError::with_help(
+                word,
+                "set `end: none`, or name `eos_token` in the tokenizer's tokenizer_config.json",
+            ));
+        }
+        let own = tokenizer.padding_side();
+        let rule = self.padding.unwrap_or(match self.max_length {
+            Some(_) => PaddingRule::Left,
+            None => PaddingRule::None,
+        });
+        let padding = match (rule, self.max_length) {
+            (PaddingRule::None, _) => Padding { side: own, to: PadTo::None },
+            (PaddingRule::Left, _) => Padding { side: Side::Left, to: PadTo::MaxLength },
+            (PaddingRule::Right, Some(_)) => Padding { side: Side::Right, to: PadTo::MaxLength },
+            (PaddingRule::Right, None) => Padding { side: Side::Right, to: PadTo::Longest },
+            (PaddingRule::Longest, _) => Padding { side: own, to: PadTo::Longest },
+            (PaddingRule::MaxLength, _) => Padding { side: own, to: PadTo::MaxLength },
+        };
+        let end_ids = end_id.into_iter().collect();
+        Ok(Job { tokenizer, texts, end_ids, max_length: self.max_length, cut: self.truncation_side, padding })
+    }
+
+    /// Names the rows of a split that lost tokens they were to be learned from; refuses it if nothing is left.
+    fn tell_what_was_cut(
+        &self,
+        context: &Context<'_>,
+        split: &str,
+        rows: &[Encoded],
+    ) -> Result<(), StageError> {
+        let Some(max_length) = self.max_length else { return Ok(()) };
+        let longest = rows.iter().map(|r| r.full_len).max().unwrap_or(0);
+        if self.text.is_some() {
+            let cut = rows.iter().filter(|r| r.full_len > max_length).count();
+            if cut > 0 {
+                context.note(format!(
+                    "split `{split}`: {cut} of {} rows are cut to max_length {max_length}; the longest has \
+                     {longest} tokens",
+                    rows.len()
+                ));
+            }
+            return Ok(());
+        }
+        let cut: Vec<&Encoded> = rows.iter().filter(|r| r.lost_labels > 0).collect();
+        let wholly = rows.iter().filter(|r| r.is_unlearnable()).count();
+        let advice = match self.truncation_side {
+            Side::Right => {
+                format!(
+                    "raise max_length (the longest row has {longest} tokens) or set truncation_side: left"
+                )
+            }
+            Side::Left => format!("raise max_length (the longest row has {longest} tokens)"),
+        };
+        if wholly == rows.len() {
+            return Err(StageError::with_help(
+                format!(
+                    "split `{split}`: max_length {max_length} cuts off the label of every row ({wholly}), so \
+                     there is nothing to learn"
+                ),
+                advice,
+            ));
+        }
+        if !cut.is_empty() {
+            let first: Vec<String> = cut.iter().take(NAMED).map(|r| r.row.source.to_string()).collect();
+            let more = if cut.len() > NAMED { ", …" } else { "" };
+            context.warn(format!(
+                "split `{split}`: max_length {max_length} cuts off the label of {} of {} rows ({wholly} wholly, \
+                 {} partly): rows {}{more} (from 0); {advice}",
+                cut.len(),
+                rows.len(),
+                cut.len() - wholly,
+                first.join(", "),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The texts of a row.
+#[derive(Clone, Copy)]
+enum Texts<'a> {
+    PromptTarget { prompt: &'a Template, target: &'a Template },
+    Plain(&'a Template),
+}
+
+/// All that is decided before the first row.
+struct Job<'a> {
+    tokenizer: &'a Tokenizer,
+    texts: Texts<'a>,
+    end_ids: Vec<u32>,
+    max_length: Option<usize>,
+    cut: Side,
+    padding: Padding,
+}
+
+/// A row and what was cut off it.
+struct Encoded {
+    row: Row,
+    /// Tokens before it was cut.
+    full_len: usize,
+    /// Labels that were cut off.
+    lost_labels: usize,
+}
+
+impl Encoded {
+    /// Whether every label was cut off.
+    fn is_unlearnable(&self) -> bool {
+        self.lost_labels > 0 && self.row.labels.iter().all(|&label| label == IGNORED)
+    }
+}
+
+impl Job<'_> {
+    fn about(&self, name: String) -> About {
+        About {
+            tokenizer: MadeBy {
+                name,
+                fingerprint: self.tokenizer.fingerprint(),
+                vocab_size: self.tokenizer.vocab_size(),
+                pad_token_id: self.tokenizer.pad_id(),
+                eos_token_id: self.tokenizer.eos_id(),
+            },
+            form: match self.texts {
+                Texts::PromptTarget { .. } => Form::PromptTarget,
+                Texts::Plain(_) => Form::Text,
+            },
+            end_ids: self.end_ids.clone(),
+            max_length: self.max_length,
+            padding: self.padding,
+        }
+    }
+
+    /// Refuses a split without rows or without a column the texts need.
+    fn fits(&self, split: &Split) -> Result<(), StageError> {
+        if split.rows() == 0 {
+            return Err(StageError::with_help(
+                format!("split `{}` of the dataset has no rows", split.name),
+                "look at the stage that made it, or leave the split out",
+            ));
+        }
+        match self.texts {
+            Texts::PromptTarget { prompt, target } => prompt.fits(split).and_then(|()| target.fits(split))?,
+            Texts::Plain(text) => text.fits(split)?,
+        }
+        Ok(())
+    }
+
+    fn row(&self, split: &Split, at: usize) -> Result<Encoded, StageError> {
+        let learned = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>();
+        let mut row = Row { source: at as u32, ..Row::default() };
+        match self.texts {
+            Texts::PromptTarget { prompt, target } => {
+                row.ids = self.tokenizer.encode(&prompt.fill(split, at)?, true)?;
+                row.prompt_len = row.ids.len();
+                row.labels = vec![IGNORED; row.prompt_len];
+                let target = target.fill(split, at)?;
+                let mut ids = self.tokenizer.encode(&target, true)?;
+                ids.extend(&self.end_ids);
+                if ids.is_empty() {
+                    return Err(StageError::with_help(
+                        format!("split `{}`, row {at} (from 0): the target is empty", split.name),
+                        "leave such rows out of the data, or let `end` append a token",
+                    ));
+                }
+                row.labels.extend(learned(&ids));
+                row.ids.extend(ids);
+                row.target = Some(target);
+            }
+            Texts::Plain(text) => {
+                row.ids = self.tokenizer.encode(&text.fill(split, at)?, true)?;
+                row.ids.extend(&self.end_ids);
+                row.labels = learned(&row.ids);
+            }
+        }
+        Ok(self.cut(row))
+    }
+
+    /// The row in at most `max_length` tokens.
+    fn cut(&self, mut row: Row) -> Encoded {
+        let full_len = row.ids.len();
+        let over = full_len.saturating_sub(self.max_length.unwrap_or(full_len));
+        let kept = |labels: &[i64]| labels.iter().filter(|&&label| label != IGNORED).count();
+        let labels = kept(&row.labels);
+        match self.cut {
+            Side::Right => {
+                row.ids.truncate(full_len - over);
+                row.labels.truncate(full_len - over);
+                row.prompt_len = row.prompt_len.min(full_len - over);
+            }
+            Side::Left => {
+                row.ids.drain(..over);
+                row.labels.drain(..over);
+                row.prompt_len = row.prompt_len.saturating_sub(over);
+            }
+        }
+        let lost_labels = labels - kept(&row.labels);
+        Encoded { row, full_len, lost_labels }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    use polars::df;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::artifact::dataset::Dataset;
+    use crate::secrets::Secrets;
+    use crate::stage::{Artifact, Cancel, Saying};
+    use crate::tokenizer::testing;
+
+    const BOTH: &str = r#"{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}"#;
+
+    /// A folder with a dataset, a tokenizer and a place for the result.
+    struct Bench {
+        dir: TempDir,
+        said: Mutex<Vec<Saying>>,
+        cancel: Cancel,
+    }
+
+    impl Bench {
+        fn new(config: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for name in ["data", "tokenizer", "out"] {
+                std::fs::create_dir(dir.path().join(name)).unwrap();
+            }
+            testing::write_folder(&dir.path().join("tokenizer"), config);
+            let frame = df!("text" => ["abc", "abcdef", "a"], "label" => ["x", "yz", "x"]).unwrap();
+            let bench = Self { dir, said: Mutex::default(), cancel: Cancel::default() };
+            bench.set(&[("train", frame)]);
+            bench
+        }
+
+        fn set(&self, splits: &[(&str, polars::frame::DataFrame)]) {
+            let splits =
+                splits.iter().map(|(name, frame)| Split { name: name.to_string(), frame: frame.clone() });
+            let mut dataset = Dataset { splits: splits.collect(), ..Dataset::default() };
+            dataset.save(&self.path("data")).unwrap();
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        fn run(&self, keys: &str) -> Result<Tokens, StageError> {
+            let mut stage: Tokenize = serde_json::from_str(keys).unwrap();
+            let mut inputs = BTreeMap::new();
+            let artifact = |path: &Path, kind| Artifact { kind, path: path.into(), from: "rows".into() };
+            inputs.insert("dataset".to_owned(), artifact(&self.path("data"), ArtifactKind::Dataset));
+            if stage.tokenizer.is_none() {
+                inputs.insert("model".to_owned(), artifact(&self.path("tokenizer"), ArtifactKind::Model));
+            } else {
+                stage.tokenizer = stage.tokenizer.map(|l| Location::new(l.text(), self.dir.path()));
+            }
+            let say = |saying| self.said.lock().unwrap().push(saying);
+            stage.run(&Context {
+                inputs: &inputs,
+                out: &self.path("out"),
+                device: &candle_core::Device::Cpu,
+                say: &say,
+                cancel: &self.cancel,
+                secrets: &Secrets::default(),
+            })?;
+            Ok(Tokens::open(&self.path("out")).unwrap())
+        }
+
+        fn warnings(&self) -> Vec<String> {
+            let said = self.said.lock().unwrap();
+            said.iter()
+                .filter_map(|s| if let Saying::Warning(text) = s { Some(text.clone()) } else { None })
+                .collect()
+        }
+    }
+
+    fn ids(text: &str) -> Vec<u32> {
+        testing::bytes().encode(text, false).unwrap().get_ids().to_vec()
+    }
+
+    fn refusal(result: Result<Tokens, StageError>) -> (String, Option<String>) {
+        match result.unwrap_err() {
+            StageError::Failed { message, help } => (message, help),
+            StageError::Interrupted => panic!("interrupted"),
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_masked_and_the_target_ends_in_the_padding_token() {
+        let bench = Bench::new(BOTH);
+        let tokens =
+            bench.run(r#"{"tokenizer": "tokenizer", "prompt": "t: {text}", "target": "{label}"}"#).unwrap();
+        let rows = tokens.rows("train").unwrap();
+        assert_eq!(rows[1].ids, [ids("t: abcdef"), ids("yz"), vec![3]].concat());
+        let learned: Vec<i64> = ids("yz").into_iter().chain([3]).map(i64::from).collect();
+        assert_eq!(rows[1].labels, [vec![IGNORED; 9], learned].concat());
+        assert_eq!((rows[1].prompt_len, rows[1].source), (9, 1));
+        assert_eq!(rows[1].target.as_deref(), Some("yz"));
+        assert_eq!(tokens.about.end_ids, [3]);
+        assert_eq!(tokens.about.tokenizer.name, "tokenizer");
+        assert_eq!(tokens.about.padding.to, PadTo::None);
+        assert_eq!(bench.warnings(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn prompt_and_target_get_the_special_tokens_of_the_tokenizers_own_call() {
+        let bench = Bench::new(r#"{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}"#);
+        let keys = r#"{"prompt": "{text}", "target": "{label}", "end": "eos"}"#;
+        let rows = bench.run(keys).unwrap().rows("train").unwrap();
+        assert_eq!(rows[0].ids, [vec![1], ids("abc"), vec![1], ids("x"), vec![2]].concat());
+        assert_eq!(rows[0].prompt_len, 4);
+    }
+
+    #[test]
+    fn plain_text_is_learned_whole_and_ends_in_nothing() {
+        let bench = Bench::new(BOTH);
+        let tokens = bench.run(r#"{"tokenizer": "tokenizer", "text": "{text}", "max_length": 4}"#).unwrap();
+        let rows = tokens.rows("train").unwrap();
+        assert_eq!(rows[1].ids, ids("abcd"));
+        assert_eq!(rows[1].labels, ids("abcd").into_iter().map(i64::from).collect::<Vec<_>>());
+        assert_eq!((rows[1].prompt_len, rows[1].target.clone()), (0, None));
+        assert_eq!(tokens.about.form, Form::Text);
+        assert_eq!(bench.warnings(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn with_max_length_rows_count_positions_from_the_left_by_default() {
+        let bench = Bench::new(BOTH);
+        let tokens = bench
+            .run(r#"{"tokenizer": "tokenizer", "prompt": "{text}", "target": "{label}", "max_length": 64}"#);
+        let tokens = tokens.unwrap();
+        let len = tokens.rows("train").unwrap()[0].ids.len();
+        assert_eq!((len, tokens.about.pads_before(len, 9)), (5, 59));
+    }
+
+    #[test]
+    fn rows_whose_label_is_cut_off_are_named() {
+        let bench = Bench::new(BOTH);
+        let keys = r#"{"tokenizer": "tokenizer", "prompt": "{text}", "target": "{label}", "max_length": 4}"#;
+        let rows = bench.run(keys).unwrap().rows("train").unwrap();
+        assert_eq!(rows[1].ids, ids("abcd"));
+        assert_eq!(rows[1].prompt_len, 4);
+        assert_eq!(
+            bench.warnings(),
+            [
+                "split `train`: max_length 4 cuts off the label of 2 of 3 rows (1 wholly, 1 partly): rows 0, 1 \
+                 (from 0); raise max_length (the longest row has 9 tokens) or set truncation_side: left"
+            ]
+        );
+    }
+
+    #[test]
+    fn cutting_on_the_left_keeps_the_label() {
+        let bench = Bench::new(BOTH);
+        let keys = r#"{"tokenizer": "tokenizer", "prompt": "{text}", "target": "{label}", "max_length": 4,
+            "truncation_side": "left"}"#;
+        let rows = bench.run(keys).unwrap().rows("train").unwrap();
+        assert_eq!(rows[1].ids, [ids("fyz"), vec![3]].concat());
+        assert_eq!(rows[1].prompt_len, 1);
+        assert_eq!(bench.warnings(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_split_that_loses_every_label_is_refused() {
+        let bench = Bench::new(BOTH);
+        let keys =
+            r#"{"tokenizer": "tokenizer", "prompt": "t: {text}", "target": "{label}", "max_length": 4}"#;
+        assert_eq!(
+            refusal(bench.run(keys)),
+            (
+                "split `train`: max_length 4 cuts off the label of every row (3), so there is nothing to learn"
+                    .into(),
+                Some("raise max_length (the longest row has 12 tokens) or set truncation_side: left".into())
+            )
+        );
+    }
+
+    #[test]
+    fn data_that_does_not_fit_is_refused_by_name() {
+        let bench = Bench::new(BOTH);
+        let keys = |target: &str| format!(r#"{{"prompt": "{{text}}", "target": "{target}"}}"#);
+        assert_eq!(
+            refusal(bench.run(&keys("{labels}"))).0,
+            "no column `labels` in split `train` (did you mean `label`?); there are `text`, `label`"
+        );
+        let empty = df!("text" => Vec::<String>::new(), "label" => Vec::<String>::new()).unwrap();
+        bench.set(&[("test", empty)]);
+        assert_eq!(refusal(bench.run(&keys("{label}"))).0, "split `test` of the dataset has no rows");
+        bench.set(&[("train", df!("text" => ["a"], "label" => [None::<&str>]).unwrap())]);
+        assert_eq!(
+            refusal(bench.run(&keys("{label}"))).0,
+            "split `train`, row 0 (from 0): column `label` is null, and `{label}` needs it"
+        );
+    }
+
+    #[test]
+    fn an_end_token_that_does_not_exist_is_refused() {
+        let bench = Bench::new("{}");
+        assert_eq!(
+            refusal(bench.run(r#"{"prompt": "{text}", "target": "{label}"}"#)).0,
+            "`end: pad`: the tokenizer has neither a padding token nor an end token"
+        );
+        assert_eq!(
+            refusal(bench.run(r#"{"text": "{text}", "end": "eos"}"#)).0,
+            "`end: eos`: the tokenizer has no end token"
+        );
+    }
+
+    #[test]
+    fn stops_when_asked_to_and_leaves_nothing() {
+        let bench = Bench::new(BOTH);
+        bench.cancel.cancel();
+        let result = bench.run(r#"{"text": "{text}"}"#);
+        assert!(matches!(result, Err(StageError::Interrupted)));
+        assert_eq!(std::fs::read_dir(bench.path("out")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_can_be_known_without_running_is_checked() {
+        let faults = |keys: &str, inputs: &[&str]| {
+            let stage: Tokenize = serde_json::from_str(keys).unwrap();
+            stage.check(inputs).into_iter().map(|f| format!("{}: {}", f.key, f.message)).collect::<Vec<_>>()
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(faults(r#"{"tokenizer": "t", "text": "{a}"}"#, &["dataset"]), none);
+        assert_eq!(faults(r#"{"prompt": "{a}", "target": "b"}"#, &["dataset", "model"]), none);
+        assert_eq!(
+            faults(r#"{"tokenizer": "t", "text": "{a}"}"#, &["dataset", "model"]),
+            ["tokenizer: both `tokenizer` and the port `model` bring a tokenizer"]
+        );
+        assert_eq!(
+            faults("{}", &["dataset"]),
+            [": nothing brings a tokenizer", ": nothing says what to tokenize"]
+        );
+        assert_eq!(
+            faults(r#"{"tokenizer": "t", "text": "{a}", "target": "{b}"}"#, &[]),
+            ["text: `text` stands beside `prompt` or `target`"]
+        );
+        assert_eq!(
+            faults(r#"{"tokenizer": "t", "prompt": "{a}"}"#, &[]),
+            ["prompt: `prompt` stands without `target`"]
+        );
+        assert_eq!(
+            faults(r#"{"tokenizer": "t", "target": "{a}", "max_length": 0}"#, &[]),
+            [
+                "target: `target` stands without `prompt`",
+                "max_length: `max_length: 0` leaves no token of any row"
+            ]
+        );
+        assert_eq!(
+            faults(r#"{"tokenizer": "t", "text": "{a}", "padding": "left"}"#, &[]),
+            ["padding: `padding: left` needs `max_length`"]
+        );
+        assert_eq!(faults(r#"{"tokenizer": "t", "text": "{a}", "padding": "longest"}"#, &[]), none);
+    }
+
+    #[test]
+    fn only_the_tokenizers_files_of_a_model_folder_are_its_sources() {
+        let bench = Bench::new(BOTH);
+        std::fs::write(bench.path("tokenizer").join("model.safetensors"), "weights").unwrap();
+        let mut stage: Tokenize = serde_json::from_str(r#"{"text": "{text}"}"#).unwrap();
+        stage.tokenizer = Some(Location::new("tokenizer", bench.dir.path()));
+        let texts: Vec<String> = stage.sources().iter().map(|s| s.location.text().to_owned()).collect();
+        assert_eq!(texts, ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]);
+        stage.tokenizer = Some(Location::new("owner/name", "/nowhere"));
+        assert_eq!(stage.sources()[0].location.text(), "owner/name");
+    }
+
+    /// The guide's own encoding of RAFT's tweets, where the material is at hand.
+    #[test]
+    fn the_guides_rows_come_out_as_recorded() {
+        let shared = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared"));
+        let model = shared.join("reference/bloom");
+        let (Ok(forward), Ok(tweets)) = (
+            candle_core::safetensors::load(model.join("forward.safetensors"), &candle_core::Device::Cpu),
+            std::fs::read_to_string(shared.join("data/raft_twitter_complaints.jsonl")),
+        ) else {
+            eprintln!("skipped: no reference material");
+            return;
+        };
+        let names = ["Unlabeled", "complaint", "no complaint"];
+        let (mut texts, mut labels) = (Vec::new(), Vec::new());
+        for line in tweets.lines() {
+            let tweet: serde_json::Value = serde_json::from_str(line).unwrap();
+            texts.push(tweet["Tweet text"].as_str().unwrap().to_owned());
+            labels.push(names[tweet["Label"].as_u64().unwrap() as usize]);
+        }
+        let bench = Bench::new(BOTH);
+        bench.set(&[("train", df!("Tweet text" => texts, "text_label" => labels).unwrap())]);
+        let keys = serde_json::json!({
+            "tokenizer": model, "prompt": "Tweet text : {Tweet text} Label : ", "target": "{text_label}",
+            "max_length": 160,
+        });
+        let tokens = bench.run(&keys.to_string()).unwrap();
+        let rows = tokens.rows("train").unwrap();
+        let recorded = |name: &str| forward[name].to_vec2::<i64>().unwrap();
+        for (row, (ids, labels)) in rows.iter().zip(recorded("input_ids").iter().zip(recorded("labels"))) {
+            let pads = tokens.about.pads_before(row.ids.len(), 0);
+            let padded: Vec<i64> =
+                vec![3; pads].into_iter().chain(row.ids.iter().map(|&id| id.into())).collect();
+            assert_eq!(&padded, ids);
+            assert_eq!([vec![IGNORED; pads], row.labels.clone()].concat(), labels);
+        }
+    }
+}
