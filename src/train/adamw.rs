@@ -1,0 +1,75 @@
+//! AdamW with decoupled weight decay, in the order of operations of `torch.optim.AdamW`.
+
+/// The optimizer's constants.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWOptions {
+    /// Decay of the two moments.
+    pub betas: (f64, f64),
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Share of a weight that a step at learning rate 1 takes away.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWOptions {
+    /// torch's defaults.
+    fn default() -> Self {
+        Self { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+/// The moments of one parameter; scalars are f64 and the state f32, as in torch.
+#[derive(Clone, Debug)]
+pub struct AdamW {
+    options: AdamWOptions,
+    steps: i32,
+    mean: Vec<f32>,
+    square: Vec<f32>,
+}
+
+impl AdamW {
+    /// For a parameter of so many numbers.
+    pub fn new(options: AdamWOptions, len: usize) -> Self {
+        Self { options, steps: 0, mean: vec![0.0; len], square: vec![0.0; len] }
+    }
+
+    /// Moves the parameter one step.
+    pub fn step(&mut self, learning_rate: f64, parameter: &mut [f32], gradient: &[f32]) {
+        let AdamWOptions { betas: (beta1, beta2), eps, weight_decay } = self.options;
+        self.steps += 1;
+        let keep = (1.0 - learning_rate * weight_decay) as f32;
+        let correction1 = 1.0 - beta1.powi(self.steps);
+        let correction2 = (1.0 - beta2.powi(self.steps)).sqrt() as f32;
+        let step = -(learning_rate / correction1) as f32;
+        let (weight, beta2_, weight2, eps) =
+            ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32, eps as f32);
+        for (((p, g), m), v) in parameter.iter_mut().zip(gradient).zip(&mut self.mean).zip(&mut self.square) {
+            *p *= keep;
+            *m += weight * (g - *m);
+            *v = *v * beta2_ + weight2 * g * g;
+            let denominator = v.sqrt() / correction2 + eps;
+            *p += step * *m / denominator;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_steps_as_torch_takes_them() {
+        let mut p = [1.0f32, -2.0, 0.5];
+        let mut adamw = AdamW::new(AdamWOptions::default(), 3);
+        let gradients = [[0.1f32, -0.2, 0.3], [0.05, 0.4, -0.1], [1.0, 0.0, 1e-9]];
+        for (gradient, rate) in gradients.iter().zip([3e-2, 2e-2, 1e-2]) {
+            adamw.step(rate, &mut p, gradient);
+        }
+        for (p, expected) in p.iter().zip(TORCH) {
+            assert!((p - expected).abs() <= 1.2e-7 * expected.abs(), "{p} {expected}");
+        }
+    }
+
+    /// torch.optim.AdamW on the same numbers.
+    const TORCH: [f32; 3] = [0.943_618_83, -1.978_960_6, 0.458_611_8];
+}

@@ -1,0 +1,14 @@
+//! The training core: data order, schedule, optimizer, loop. Knows models and ids, no stages and no text.
+
+pub mod adamw;
+pub mod batch;
+pub mod error;
+pub mod init;
+pub mod order;
+pub mod random;
+pub mod schedule;
+pub mod score;
+pub mod soft_prompt;
+
+pub use batch::{Pads, Row};
+pub use error::TrainError;
