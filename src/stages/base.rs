@@ -1,0 +1,79 @@
+//! The base model of a stage that trains, scores or generates: found, loaded, held against the tokens.
+//!
+//! Does not know what the stage does with it.
+
+use std::path::PathBuf;
+
+use super::place;
+use crate::artifact::tokens::Tokens;
+use crate::location::Location;
+use crate::model::{self, Decoder};
+use crate::stage::{Context, Fault, StageError};
+use crate::tokenizer::Tokenizer;
+
+/// A loaded model with its tokenizer.
+pub struct Base {
+    /// The weights.
+    pub model: Box<dyn Decoder>,
+    /// The tokenizer beside them.
+    pub tokenizer: Tokenizer,
+    /// The name under which an adapter remembers it.
+    pub name: String,
+}
+
+impl Base {
+    /// Loads what the port `model` or the key `model` names.
+    pub fn load(context: &Context<'_>, named: Option<&Location>) -> Result<Self, StageError> {
+        let (path, name) = find(context, named)?;
+        context.progress(0, 0, "", "loading the model");
+        let tokenizer = Tokenizer::open(&path)?;
+        let model = model::load(&path, context.device)?;
+        Ok(Self { model, tokenizer, name })
+    }
+
+    /// Refuses tokens that another tokenizer made.
+    pub fn belongs_to(&self, tokens: &Tokens) -> Result<(), StageError> {
+        Ok(tokens.belong_to(&self.name, &self.tokenizer)?)
+    }
+
+    /// Refuses rows that need more positions than the model has; `longest` counts padding.
+    pub fn has_room(&self, prompt: usize, longest: usize) -> Result<(), StageError> {
+        match self.model.shape().max_positions {
+            Some(most) if prompt + longest > most => Err(StageError::with_help(
+                format!(
+                    "{prompt} virtual tokens and rows of {longest} tokens need {} positions, `{}` has {most}",
+                    prompt + longest,
+                    self.name
+                ),
+                format!(
+                    "lower `max_length` of the tokenize stage to {} or less",
+                    most.saturating_sub(prompt)
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn find(context: &Context<'_>, named: Option<&Location>) -> Result<(PathBuf, String), StageError> {
+    match (context.inputs.get("model"), named) {
+        (Some(artifact), _) => Ok((artifact.path.clone(), artifact.from.clone())),
+        (None, Some(location)) => Ok((place::local(location, "model")?, location.text().to_string())),
+        (None, None) => Err(StageError::with_help("no model is given", "name one under `with: model`")),
+    }
+}
+
+/// The fault of a stage that is given no model, or two.
+pub fn check(named: Option<&Location>, inputs: &[&str]) -> Option<Fault> {
+    match (named.is_some(), inputs.contains(&"model")) {
+        (true, true) => Some(
+            Fault::new("model", "the model is given twice: by `model` and by the port `model`")
+                .help("keep one of them"),
+        ),
+        (false, false) => Some(
+            Fault::new("", "no model is given")
+                .help("name a folder, a .gguf file or a Hub name under `model`, or connect the port `model`"),
+        ),
+        _ => None,
+    }
+}

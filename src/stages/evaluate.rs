@@ -1,0 +1,361 @@
+//! Scores a model, with a soft prompt or without, on tokenised rows: loss, perplexity, labels right.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::base::{self, Base};
+use super::prompt::{self, Prompt};
+use super::rows;
+use crate::artifact::tokens::{About, Form, Row as TokenRow, Tokens};
+use crate::location::Location;
+use crate::model::generate::{GenerateOptions, greedy};
+use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
+use crate::train::score::{Score, score};
+use crate::train::{Pads, Row};
+
+/// The configuration.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluate {
+    /// The model; default: the one the adapter was trained on.
+    #[serde(default)]
+    pub model: Option<Location>,
+    /// A folder with an adapter, instead of the port `adapter`.
+    #[serde(default)]
+    pub adapter: Option<Location>,
+    /// The split to score; default: `test` if there is one, else `train`.
+    #[serde(default)]
+    pub split: Option<String>,
+    /// Score the model without the prompt beside it.
+    #[serde(default = "yes")]
+    pub untuned: bool,
+    /// Rows that go through the model at once; changes no result.
+    #[serde(default = "sixteen")]
+    pub batch_size: usize,
+    /// Most different targets that are taken for labels; with more, only loss and tokens are scored.
+    #[serde(default = "twenty")]
+    pub max_labels: usize,
+}
+
+fn yes() -> bool {
+    true
+}
+fn sixteen() -> usize {
+    16
+}
+fn twenty() -> usize {
+    20
+}
+
+impl Stage for Evaluate {
+    const KIND: &'static str = "evaluate";
+    const VERSION: u32 = 1;
+    const LANE: Lane = Lane::Device;
+    const ABOUT: &'static str = "Scores a model or adapter: loss, perplexity, label accuracy and macro F1, the untuned model beside it.";
+    const EXAMPLE: &'static str = "\
+scores:
+  uses: evaluate
+  inputs: { dataset: tokens, adapter: prompt }
+  with: { split: test }
+";
+    const INPUTS: &'static [Port] = &[
+        Port {
+            name: "dataset",
+            accepts: &[ArtifactKind::Tokens],
+            required: true,
+            about: "the rows to score, with labels",
+        },
+        Port {
+            name: "adapter",
+            accepts: &[ArtifactKind::Adapter],
+            required: false,
+            about: "the prompt; its model comes along",
+        },
+        Port {
+            name: "model",
+            accepts: &[ArtifactKind::Model, ArtifactKind::Files],
+            required: false,
+            about: "the model, instead of the key `model`",
+        },
+    ];
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![
+            Output::new("metrics", ArtifactKind::Metrics, &["metrics.json"]),
+            Output::new("predictions", ArtifactKind::Text, &["predictions.jsonl"]),
+        ]
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        prompt::sources(self.model.as_ref(), self.adapter.as_ref())
+    }
+
+    fn check(&self, inputs: &[&str]) -> Vec<Fault> {
+        let mut faults = prompt::check(self.adapter.as_ref(), inputs);
+        faults.extend(base::check(self.model.as_ref(), inputs));
+        if self.batch_size == 0 {
+            faults.push(Fault::new("batch_size", "`batch_size` is at least 1"));
+        }
+        faults
+    }
+
+    fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
+        let tokens = Tokens::open(&context.input("dataset")?.path)?;
+        let base = Base::load(context, self.model.as_ref())?;
+        base.belongs_to(&tokens)?;
+        let prompt = Prompt::load(context, self.adapter.as_ref(), &base)?;
+        let default = if tokens.has("test") { "test" } else { "train" };
+        let split = self.split.as_deref().unwrap_or(default);
+        let rows = tokens.rows(split)?;
+        rows::has_labels(&rows, split)?;
+        base.has_room(prompt.as_ref().map_or(0, Prompt::len), rows::longest(&tokens.about, &rows))?;
+        let labels = self.labels(&tokens)?;
+        if labels.is_empty() && tokens.about.form == Form::PromptTarget {
+            context.note(format!(
+                "more than {} different targets: no label accuracy (raise `max_labels` if they are labels)",
+                self.max_labels
+            ));
+        }
+        let judge =
+            Judge { context, base: &base, about: &tokens.about, rows: &rows, labels: &labels, stage: self };
+        let tuned = judge.judge(prompt.as_ref().map(|p| &p.rows))?;
+        let untuned = match (&prompt, self.untuned) {
+            (Some(_), true) => Some(judge.judge(None)?),
+            _ => None,
+        };
+
+        let mut metrics = tuned.metrics.clone();
+        for (name, value) in untuned.iter().flat_map(|u| &u.metrics) {
+            metrics.insert(format!("untuned.{name}"), *value);
+        }
+        for (name, value) in &metrics {
+            context.metric(name.clone(), *value);
+        }
+        let path = context.out.join("metrics.json");
+        std::fs::write(&path, serde_json::to_vec_pretty(&metrics).unwrap_or_default())
+            .map_err(|e| StageError::io(&path, &e))?;
+        let path = context.out.join("predictions.jsonl");
+        let file = File::create(&path).map_err(|e| StageError::io(&path, &e))?;
+        let mut file = BufWriter::new(file);
+        for (i, row) in rows.iter().enumerate() {
+            let line = prediction(row, i, &tokens.about, &labels, &tuned, untuned.as_ref());
+            writeln!(file, "{line}").map_err(|e| StageError::io(&path, &e))?;
+        }
+        file.flush().map_err(|e| StageError::io(&path, &e))
+    }
+}
+
+/// A target text with its tokens.
+struct Label {
+    text: String,
+    ids: Vec<u32>,
+}
+
+/// What one way of scoring gave.
+struct Judged {
+    metrics: BTreeMap<String, f64>,
+    losses: Vec<f64>,
+    likeliest: Vec<usize>,
+    generated: Vec<String>,
+}
+
+struct Judge<'a> {
+    context: &'a Context<'a>,
+    base: &'a Base,
+    about: &'a About,
+    rows: &'a [TokenRow],
+    labels: &'a [Label],
+    stage: &'a Evaluate,
+}
+
+impl Evaluate {
+    /// The different targets of all splits with their tokens, sorted; none if there are too many for labels.
+    fn labels(&self, tokens: &Tokens) -> Result<Vec<Label>, StageError> {
+        let mut found: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        for split in &tokens.splits {
+            for row in tokens.rows(&split.name)? {
+                let Some(text) = row.target else { continue };
+                let ids = row.ids[row.prompt_len..].to_vec();
+                let longest = found.entry(text).or_default();
+                // A row whose label was cut off does not tell its tokens.
+                if ids.len() > longest.len() {
+                    *longest = ids;
+                }
+                if found.len() > self.max_labels {
+                    return Ok(Vec::new());
+                }
+            }
+        }
+        Ok(found.into_iter().map(|(text, ids)| Label { text, ids }).collect())
+    }
+}
+
+/// A line of `predictions.jsonl`.
+fn prediction(
+    row: &TokenRow,
+    i: usize,
+    about: &About,
+    labels: &[Label],
+    tuned: &Judged,
+    untuned: Option<&Judged>,
+) -> serde_json::Value {
+    let mut line = json!({
+        "row": row.source,
+        "loss": tuned.losses[i],
+        "prompt_ids": row.ids[..row.prompt_len],
+        "target_ids": row.ids[row.prompt_len..],
+        "pads_before": about.pads_before(row.ids.len(), row.ids.len()),
+    });
+    let mut put = |name: &str, value: serde_json::Value| line[name] = value;
+    if let Some(label) = &row.target {
+        put("label", json!(label));
+    }
+    if let Some(untuned) = untuned {
+        put("untuned_loss", json!(untuned.losses[i]));
+    }
+    if !labels.is_empty() {
+        put("likeliest", json!(labels[tuned.likeliest[i]].text));
+        put("generated", json!(tuned.generated[i]));
+        if let Some(untuned) = untuned {
+            put("untuned_likeliest", json!(labels[untuned.likeliest[i]].text));
+            put("untuned_generated", json!(untuned.generated[i]));
+        }
+    }
+    line
+}
+
+impl Judge<'_> {
+    fn judge(&self, prompt: Option<&Tensor>) -> Result<Judged, StageError> {
+        let as_they_are = rows::to_score(self.about, self.rows);
+        let scores = self.score(prompt, &as_they_are, "rows")?;
+        let total: Score = scores.iter().copied().sum();
+        let mut metrics = BTreeMap::from([
+            ("loss".to_string(), total.loss()),
+            ("perplexity".to_string(), total.perplexity()),
+            ("token_accuracy".to_string(), total.accuracy()),
+        ]);
+        let losses = scores.iter().map(Score::loss).collect();
+        let (mut likeliest, mut generated) = (Vec::new(), Vec::new());
+        if !self.labels.is_empty() {
+            likeliest = self.by_likelihood(prompt)?;
+            self.label_metrics("", &likeliest.iter().map(|l| Some(*l)).collect::<Vec<_>>(), &mut metrics);
+            generated = self.by_generation(prompt)?;
+            let named: Vec<Option<usize>> =
+                generated.iter().map(|g| self.labels.iter().position(|l| l.text == g.trim())).collect();
+            self.label_metrics("generation_", &named, &mut metrics);
+        }
+        Ok(Judged { metrics, losses, likeliest, generated })
+    }
+
+    fn score(
+        &self,
+        prompt: Option<&Tensor>,
+        rows: &[Row],
+        unit: &'static str,
+    ) -> Result<Vec<Score>, StageError> {
+        let of = if prompt.is_some() { "tuned" } else { "untuned" };
+        let mut watch = |done: usize| {
+            self.context.progress(done as u64, rows.len() as u64, unit, of);
+            go_on(self.context)
+        };
+        Ok(score(self.base.model.as_ref(), prompt, rows, self.stage.batch_size, &mut watch)?)
+    }
+
+    /// For each row the label whose tokens are the likeliest as a whole.
+    fn by_likelihood(&self, prompt: Option<&Tensor>) -> Result<Vec<usize>, StageError> {
+        let candidates: Vec<Row> = self
+            .rows
+            .iter()
+            .flat_map(|row| {
+                self.labels.iter().map(|label| {
+                    let prompt = &row.ids[..row.prompt_len];
+                    let ids = [prompt, &label.ids].concat();
+                    let labels =
+                        std::iter::repeat_n(None, prompt.len()).chain(label.ids.iter().copied().map(Some));
+                    let pads = Pads::Before(self.about.pads_before(ids.len(), ids.len()));
+                    Row { labels: labels.collect(), ids, pads }
+                })
+            })
+            .collect();
+        let scores = self.score(prompt, &candidates, "labels")?;
+        let best = |of_row: &[Score]| {
+            // The first of equals, whatever their order of magnitude.
+            (0..of_row.len()).reduce(|a, b| if of_row[b].nll < of_row[a].nll { b } else { a }).unwrap_or(0)
+        };
+        Ok(scores.chunks(self.labels.len()).map(best).collect())
+    }
+
+    /// What the model writes after each row's prompt, up to the end token or a little more than the longest label.
+    fn by_generation(&self, prompt: Option<&Tensor>) -> Result<Vec<String>, StageError> {
+        let prompts: Vec<Vec<u32>> = self.rows.iter().map(|r| r.ids[..r.prompt_len].to_vec()).collect();
+        let longest = self.labels.iter().map(|l| l.ids.len()).max().unwrap_or(0);
+        let options = GenerateOptions {
+            max_new_tokens: longest + 2,
+            end: self.about.end_ids.clone(),
+            batch_size: self.stage.batch_size,
+        };
+        let mut watch = |progress: crate::model::generate::GenerateProgress| {
+            self.context.progress(progress.rows as u64, prompts.len() as u64, "rows", "generating");
+            go_on(self.context)
+        };
+        let ids = greedy(self.base.model.as_ref(), prompt, &prompts, &options, &mut watch)?;
+        ids.iter().map(|ids| Ok(self.base.tokenizer.decode(ids, true)?)).collect()
+    }
+
+    fn label_metrics(&self, prefix: &str, predicted: &[Option<usize>], metrics: &mut BTreeMap<String, f64>) {
+        let truth: Vec<Option<usize>> = self
+            .rows
+            .iter()
+            .map(|r| self.labels.iter().position(|l| Some(&l.text) == r.target.as_ref()))
+            .collect();
+        let right = truth.iter().zip(predicted).filter(|(t, p)| t.is_some() && t == p).count();
+        metrics.insert(format!("{prefix}accuracy"), right as f64 / truth.len().max(1) as f64);
+        metrics.insert(format!("{prefix}macro_f1"), macro_f1(&truth, predicted, self.labels.len()));
+    }
+}
+
+/// The mean over the classes that occur, in truth or prediction, of 2·TP / (2·TP + FP + FN).
+fn macro_f1(truth: &[Option<usize>], predicted: &[Option<usize>], classes: usize) -> f64 {
+    let f1: Vec<f64> = (0..classes)
+        .filter_map(|class| {
+            let class = Some(class);
+            let count = |t: bool, p: bool| {
+                truth
+                    .iter()
+                    .zip(predicted)
+                    .filter(|(a, b)| (**a == class) == t && (**b == class) == p)
+                    .count()
+            };
+            let (hit, missed, wrong) = (count(true, true), count(true, false), count(false, true));
+            let all = 2 * hit + missed + wrong;
+            (all > 0).then(|| 2.0 * hit as f64 / all as f64)
+        })
+        .collect();
+    f1.iter().sum::<f64>() / f1.len().max(1) as f64
+}
+
+fn go_on(context: &Context<'_>) -> ControlFlow<()> {
+    if context.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::macro_f1;
+
+    #[test]
+    fn macro_f1_is_that_of_scikit_learn() {
+        // sklearn.metrics.f1_score([0,0,1,1,1,2], [0,1,1,1,0,0], average="macro") with 2 never predicted
+        let truth = [0, 0, 1, 1, 1, 2].map(Some);
+        let predicted = [0, 1, 1, 1, 0, 0].map(Some);
+        assert!((macro_f1(&truth, &predicted, 3) - 0.355_555_555_555_555_5).abs() < 1e-12);
+        // A class that occurs nowhere does not count; an answer that is no label is simply wrong.
+        assert_eq!(macro_f1(&[Some(0), Some(0)], &[Some(0), None], 3), 2.0 / 3.0);
+    }
+}
