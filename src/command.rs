@@ -1,0 +1,351 @@
+//! What each subcommand does: reads the manifest, calls the engine, shows the result, says the exit code.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use crate::cache::{Cache, Limit};
+use crate::cli::{CacheCommand, Cli, Command, Overrides, Planning, Run};
+use crate::device::DeviceSpec;
+use crate::diagnostic;
+use crate::event::{Listen, RunStatus};
+use crate::history::{Home, RunFolder};
+use crate::job::Shared;
+use crate::manifest::{self, Manifest};
+use crate::plan::{self, Plan};
+use crate::report;
+use crate::run::{Force, Message, Options};
+use crate::scheduler::OnFailure;
+use crate::secrets::Secrets;
+use crate::sources::Sources;
+use crate::stage::Cancel;
+use crate::stages::KINDS;
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All well.
+    Well,
+    /// A stage failed.
+    Failed,
+    /// The manifest or the call is wrong.
+    Wrong,
+    /// Somebody stopped it.
+    Interrupted,
+}
+
+impl Exit {
+    /// The process's exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Well => 0,
+            Self::Failed => 1,
+            Self::Wrong => 2,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+/// A call that can't be carried out: the message, what to do, the exit code.
+struct Refusal {
+    message: String,
+    help: Option<String>,
+    exit: Exit,
+}
+
+impl Refusal {
+    fn wrong(message: impl ToString) -> Self {
+        Self { message: message.to_string(), help: None, exit: Exit::Wrong }
+    }
+    fn failed(message: impl ToString) -> Self {
+        Self { message: message.to_string(), help: None, exit: Exit::Failed }
+    }
+}
+
+/// Carries out a call.
+pub fn execute(cli: Cli) -> Exit {
+    let home = Home::find();
+    let outcome = match cli.command {
+        Command::Run(args) => run(&home, &args),
+        Command::Plan(args) => planned(&home, &args),
+        Command::Check { files, overrides } => Ok(check(&files, &overrides)),
+        Command::Graph { file, format, overrides } => with_manifest(&file, &overrides, |manifest| {
+            let plan = Plan::new(manifest, &[]).map_err(Refusal::wrong)?;
+            report::out(&report::graph::draw(&plan, format));
+            Ok(Exit::Well)
+        }),
+        Command::Stages { kind } => stages(kind.as_deref()),
+        Command::Schema { out } => schema(&out),
+        Command::Runs => {
+            report::out(&report::history::list(&home.records().collect::<Vec<_>>()));
+            Ok(Exit::Well)
+        }
+        Command::Show { run, stage } => show(&home, &run, stage.as_deref()),
+        Command::Diff { a, b } => {
+            home.record(&a).and_then(|a| Ok((a, home.record(&b)?))).map_err(Refusal::wrong).map(|(a, b)| {
+                report::out(&report::history::diff(&a, &b));
+                Exit::Well
+            })
+        }
+        Command::Report { run, out } => write_report(&home, &run, &out),
+        Command::Cache(command) => cache(&home, &command),
+    };
+    outcome.unwrap_or_else(|refusal| {
+        report::error(&refusal.message, refusal.help.as_deref());
+        refusal.exit
+    })
+}
+
+/// Loads a manifest, shows everything that is wrong with it; the exit code if it can't be used.
+fn load(file: &Path, overrides: &Overrides) -> Result<Manifest, Exit> {
+    let overrides = manifest::Overrides {
+        profiles: overrides.profiles.clone(),
+        set: overrides.sets.clone(),
+        ..manifest::Overrides::default()
+    };
+    match manifest::load(file, &overrides, KINDS) {
+        Ok(manifest) => {
+            if !manifest.warnings.is_empty() {
+                let text = diagnostic::render(&manifest.source, &manifest.warnings, report::color());
+                report::err(&(text + "\n"));
+            }
+            Ok(manifest)
+        }
+        Err(faults) => {
+            let errors = faults.errors();
+            let s = if errors == 1 { "" } else { "s" };
+            report::err(&format!(
+                "{}\n{}: {errors} error{s}\n",
+                faults.render(report::color()),
+                file.display()
+            ));
+            Err(Exit::Wrong)
+        }
+    }
+}
+
+fn with_manifest(
+    file: &Path,
+    overrides: &Overrides,
+    then: impl FnOnce(&Manifest) -> Result<Exit, Refusal>,
+) -> Result<Exit, Refusal> {
+    match load(file, overrides) {
+        Ok(manifest) => then(&manifest),
+        Err(exit) => Ok(exit),
+    }
+}
+
+fn check(files: &[PathBuf], overrides: &Overrides) -> Exit {
+    let mut exit = Exit::Well;
+    for file in files {
+        match load(file, overrides) {
+            Ok(manifest) => {
+                report::out(&format!("{}: ok, {} stages\n", file.display(), manifest.stages.len()));
+            }
+            Err(worse) => exit = worse,
+        }
+    }
+    exit
+}
+
+fn device(text: &str) -> Result<DeviceSpec, Refusal> {
+    text.parse().map_err(|e| Refusal::wrong(format!("--device: {e}")))
+}
+
+fn planned(home: &Home, args: &Planning) -> Result<Exit, Refusal> {
+    with_manifest(&args.file, &args.overrides, |manifest| {
+        let plan = Plan::new(manifest, &args.stages).map_err(Refusal::wrong)?;
+        let device = device(&args.device)?.open().map_err(Refusal::wrong)?;
+        let sources = Sources::open(&home.cache());
+        let last = |stage: &str| home.last_fingerprint(&manifest.name, stage);
+        let forecasts = plan::forecast(&plan, &Cache::new(&home.cache()), &sources, &device, &last)
+            .map_err(Refusal::failed)?;
+        report::out(&match args.json {
+            true => report::plan::json(&plan, &forecasts),
+            false => report::plan::text(&plan, &forecasts),
+        });
+        Ok(Exit::Well)
+    })
+}
+
+fn run(home: &Home, args: &Run) -> Result<Exit, Refusal> {
+    with_manifest(&args.plan.file, &args.plan.overrides, |manifest| {
+        let plan = Plan::new(manifest, &args.plan.stages).map_err(Refusal::wrong)?;
+        let force = force(&args.force, manifest)?;
+        let device = device(&args.plan.device)?.open().map_err(Refusal::wrong)?;
+        let folder = RunFolder::create(home, &manifest.name)
+            .map_err(|e| Refusal::failed(format!("the folder for the run can't be made: {e}")))?;
+        let folder = Arc::new(folder);
+        // What a person reviews later is the manifest as it was.
+        fs::write(folder.path.join("manifest.yaml"), &manifest.source.text).map_err(Refusal::failed)?;
+        let screen: Arc<dyn Listen> = match args.plan.json {
+            true => Arc::new(report::Json),
+            false => Arc::new(report::console::Console::new()),
+        };
+        let (pipeline, last_home) = (manifest.name.clone(), home.clone());
+        let shared = Arc::new(Shared {
+            cache: Cache::new(&home.cache()),
+            sources: Sources::open(&home.cache()),
+            device,
+            cancel: Cancel::default(),
+            listen: Arc::new(report::All(vec![folder.clone(), screen])),
+            secrets: Secrets::new(&manifest.secrets),
+            last: Box::new(move |stage| last_home.last_fingerprint(&pipeline, stage)),
+        });
+        let (sender, messages) = channel();
+        let stop = std::sync::Mutex::new(sender.clone());
+        let mut asked = false;
+        ctrlc::set_handler(move || {
+            if std::mem::replace(&mut asked, true) {
+                crate::children::kill_all();
+                std::process::exit(i32::from(Exit::Interrupted.code()));
+            }
+            if let Ok(stop) = stop.lock() {
+                let _ = stop.send(Message::Stop);
+            }
+        })
+        .map_err(Refusal::failed)?;
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let options = Options {
+            jobs: args.jobs.unwrap_or(cores),
+            on_failure: if args.keep_going { OnFailure::KeepGoing } else { OnFailure::Stop },
+            force,
+            manifest: args.plan.file.display().to_string(),
+            profiles: args.plan.overrides.profiles.clone(),
+            device: crate::device::class(&shared.device).into(),
+        };
+        let mut lanes = crate::lane::Threads::start();
+        let record = crate::run::run(&plan, &options, &shared, &folder, &mut lanes, (&sender, &messages))
+            .map_err(|e| Refusal::failed(format!("{}: {e}", folder.path.display())))?;
+        Ok(match record.status {
+            RunStatus::Succeeded | RunStatus::Running => Exit::Well,
+            RunStatus::Failed => Exit::Failed,
+            RunStatus::Interrupted => Exit::Interrupted,
+        })
+    })
+}
+
+fn force(asked: &[String], manifest: &Manifest) -> Result<Force, Refusal> {
+    if asked.is_empty() {
+        return Ok(Force::Nothing);
+    }
+    if asked.iter().any(String::is_empty) {
+        return Ok(Force::Everything);
+    }
+    // The same rule and the same error as for the stages to run.
+    Plan::new(manifest, asked).map_err(Refusal::wrong)?;
+    Ok(Force::Stages(asked.iter().cloned().collect::<BTreeSet<_>>()))
+}
+
+fn stages(kind: Option<&str>) -> Result<Exit, Refusal> {
+    let Some(name) = kind else {
+        report::out(&report::kinds::list(KINDS));
+        return Ok(Exit::Well);
+    };
+    let kind = crate::stages::find(name).ok_or_else(|| Refusal {
+        message: format!("there is no stage kind `{name}`"),
+        help: Some(match diagnostic::nearest(name, KINDS.iter().map(|k| k.name)) {
+            Some(near) => format!("did you mean `{near}`? `pipe stages` lists them"),
+            None => "`pipe stages` lists them".into(),
+        }),
+        exit: Exit::Wrong,
+    })?;
+    report::out(&report::kinds::describe(kind));
+    Ok(Exit::Well)
+}
+
+fn schema(out: &Path) -> Result<Exit, Refusal> {
+    let path = out.join("pipeline.schema.json");
+    let schema = serde_json::to_string_pretty(&crate::schema::pipeline(KINDS)).map_err(Refusal::failed)?;
+    let text = schema + "\n";
+    crate::cache::write_atomically(&path, text.as_bytes())
+        .map_err(|e| Refusal::failed(format!("{}: {e}", path.display())))?;
+    report::out(&format!("{}\n", path.display()));
+    Ok(Exit::Well)
+}
+
+fn show(home: &Home, run: &str, stage: Option<&str>) -> Result<Exit, Refusal> {
+    let record = home.record(run).map_err(Refusal::wrong)?;
+    let folder = home.run(run).map_err(Refusal::wrong)?;
+    report::out(&match stage {
+        None => report::history::show(&record, &folder),
+        Some(name) => {
+            let stage = record.stages.iter().find(|s| s.stage == name).ok_or_else(|| {
+                let names: Vec<&str> = record.stages.iter().map(|s| s.stage.as_str()).collect();
+                Refusal::wrong(format!(
+                    "run {} has no stage `{name}`; it has {}",
+                    record.run,
+                    names.join(", ")
+                ))
+            })?;
+            report::history::show_stage(stage, &folder)
+        }
+    });
+    Ok(Exit::Well)
+}
+
+fn write_report(home: &Home, run: &str, out: &Path) -> Result<Exit, Refusal> {
+    let record = home.record(run).map_err(Refusal::wrong)?;
+    let page = report::html::page(&record, &home.run(run).map_err(Refusal::wrong)?);
+    fs::write(out, page).map_err(|e| Refusal::failed(format!("{}: {e}", out.display())))?;
+    report::out(&format!("{}\n", out.display()));
+    Ok(Exit::Well)
+}
+
+fn cache(home: &Home, command: &CacheCommand) -> Result<Exit, Refusal> {
+    let cache = Cache::new(&home.cache());
+    match command {
+        CacheCommand::Ls => report::out(&report::cache::list(&cache.entries())),
+        CacheCommand::Verify => {
+            let damaged = cache.verify().map_err(Refusal::failed)?;
+            report::out(&report::cache::verified(&damaged));
+            if !damaged.is_empty() {
+                return Ok(Exit::Failed);
+            }
+        }
+        CacheCommand::Gc { size, age, grace } => {
+            if size.is_none() && age.is_none() {
+                return Err(Refusal {
+                    message: "nothing says what to keep".into(),
+                    help: Some("give --size, such as --size 2GB, or --age, such as --age 30d".into()),
+                    exit: Exit::Wrong,
+                });
+            }
+            let limit = Limit {
+                bytes: size.as_deref().map(parse_size).transpose()?,
+                age: age.as_deref().map(parse_age).transpose()?,
+                grace: parse_age(grace)?,
+            };
+            let collected = cache.gc(&limit, &home.last_used()).map_err(Refusal::failed)?;
+            report::out(&report::cache::collected(&collected));
+        }
+    }
+    Ok(Exit::Well)
+}
+
+/// A number and one of these units; the unit's factor.
+fn with_unit(text: &str, units: &[(&str, f64)], what: &str) -> Result<f64, Refusal> {
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (value, unit) = text.split_at(split);
+    let factor = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit.trim())).map(|(_, f)| f);
+    match (value.trim().parse::<f64>(), factor) {
+        (Ok(value), Some(factor)) if value >= 0.0 => Ok(value * factor),
+        _ => {
+            let names: Vec<&str> = units.iter().map(|(n, _)| *n).filter(|n| !n.is_empty()).collect();
+            Err(Refusal::wrong(format!("`{text}` is not {what}: a number and one of {}", names.join(", "))))
+        }
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, Refusal> {
+    let units = [("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12), ("", 1.0)];
+    Ok(with_unit(text, &units, "a size")? as u64)
+}
+
+fn parse_age(text: &str) -> Result<Duration, Refusal> {
+    let units = [("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)];
+    Ok(Duration::from_secs_f64(with_unit(text, &units, "an age")?))
+}
