@@ -1,0 +1,182 @@
+//! Inputs that can't be used: each with exactly what is said. `PIPE_BLESS=1` writes the expected texts anew.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod project;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use project::{Project, tiny_model};
+
+/// Runs the pipeline, which has to fail, and holds what it says against `tests/wrong_inputs/NAME.txt`.
+fn says(name: &str, project: &Project, code: i32, arguments: &[&str]) {
+    let ran = project.pipe(&[&["run", "tweets.yaml"], arguments].concat());
+    assert_eq!(ran.code, Some(code), "{}\n{}", ran.stdout, ran.stderr);
+    // From the error on: what ran before it, and how long that took, is not the point here.
+    let from = ran.stderr.find("error").unwrap_or(0);
+    let folder = fs::canonicalize(project.path(".")).unwrap();
+    let text = ran.stderr[from..].replace(&folder.display().to_string(), "FOLDER");
+    let text =
+        text.replace(&project.path("").display().to_string(), "FOLDER/").replace("FOLDER//", "FOLDER/");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wrong_inputs").join(format!("{name}.txt"));
+    if std::env::var_os("PIPE_BLESS").is_some() {
+        fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(text, fs::read_to_string(&path).unwrap_or_default(), "{name}");
+    // Nothing of the failed stage may look like a result.
+    assert_eq!(project.pipe(&["cache", "verify"]).stdout, "every file is what its digest says\n");
+}
+
+#[test]
+fn a_missing_file() {
+    let project = Project::tweets();
+    project.edit("tweets.yaml", "path: data", "path: dota");
+    says("missing_file", &project, 2, &[]);
+}
+
+#[test]
+fn a_missing_file_by_set() {
+    let project = Project::tweets();
+    says("missing_model", &project, 2, &["--set", "model=modle"]);
+}
+
+#[test]
+fn a_name_on_the_hub() {
+    let project = Project::tweets();
+    project.edit("tweets.yaml", "path: data", "path: ought/raft");
+    says("hub_dataset", &project, 1, &[]);
+}
+
+#[test]
+fn a_csv_with_a_broken_row() {
+    let project = Project::tweets();
+    project.write("data/train.csv", "Tweet text,ID,Label\nall well,0,2\nwell, and not,1,1\nfine,2,2\n");
+    says("broken_csv", &project, 1, &[]);
+}
+
+#[test]
+fn a_json_line_that_is_none() {
+    let project = Project::tweets();
+    project.edit("tweets.yaml", "path: data", "path: rows.jsonl");
+    project
+        .write("rows.jsonl", "{\"Tweet text\": \"a\", \"Label\": 1}\n{\"Tweet text\": \"b\", \"Label\": }\n");
+    says("broken_jsonl", &project, 1, &[]);
+}
+
+#[test]
+fn a_label_column_that_is_absent() {
+    let project = Project::tweets();
+    project.edit("tweets.yaml", "column: Label", "column: label");
+    says("absent_column", &project, 1, &[]);
+}
+
+#[test]
+fn a_label_out_of_range() {
+    let project = Project::tweets();
+    project.write("data/train.csv", "Tweet text,ID,Label\nall well,0,2\nwhat,1,7\n");
+    says("label_out_of_range", &project, 1, &[]);
+}
+
+#[test]
+fn a_template_with_a_column_that_is_absent() {
+    let project = Project::tweets();
+    project.edit("tweets.yaml", "{Tweet text} Label", "{Tweet txt} Label");
+    says("absent_template_column", &project, 1, &[]);
+}
+
+#[test]
+fn all_labels_cut_off() {
+    let project = Project::tweets();
+    project.edit("tweets.yaml", "target: \"{text_label}\"", "target: \"{text_label}\"\n      max_length: 4");
+    says("all_labels_cut_off", &project, 1, &[]);
+}
+
+#[test]
+fn a_tokenizer_of_another_model() {
+    let project = Project::tweets();
+    let other = tiny_model().with_file_name("llama");
+    copy(&other, &project.path("other"));
+    // Another vocabulary: two tokens have each other's ids.
+    let mut tokenizer: serde_json::Value =
+        serde_json::from_str(&project.read("other/tokenizer.json")).unwrap();
+    let vocabulary = &mut tokenizer["model"]["vocab"];
+    (vocabulary["a"], vocabulary["b"]) = (vocabulary["b"].clone(), vocabulary["a"].clone());
+    project.write("other/tokenizer.json", &tokenizer.to_string());
+    project.edit("tweets.yaml", "tokenizer: ${params.model}", "tokenizer: other");
+    says("foreign_tokenizer", &project, 1, &[]);
+}
+
+#[test]
+fn rows_longer_than_the_models_positions() {
+    let project = Project::tweets();
+    let gpt2 = tiny_model().with_file_name("gpt2");
+    copy(&gpt2, &project.path("gpt2"));
+    project.edit(
+        "tweets.yaml",
+        "target: \"{text_label}\"",
+        "target: \"{text_label}\"\n      max_length: 4000",
+    );
+    says("too_long", &project, 1, &["--set", "model=gpt2"]);
+}
+
+#[test]
+fn a_loss_that_is_not_a_number() {
+    let project = Project::tweets();
+    says("nan_loss", &project, 1, &["--set", "learning_rate=1e38"]);
+}
+
+#[test]
+fn an_unknown_architecture() {
+    let project = Project::tweets();
+    copy(&tiny_model(), &project.path("odd"));
+    let config = project.read("odd/config.json").replace("\"bloom\"", "\"mamba\"");
+    project.write("odd/config.json", &config);
+    says("unknown_architecture", &project, 1, &["--set", "model=odd"]);
+}
+
+#[test]
+fn weights_that_are_cut_off() {
+    let project = Project::tweets();
+    copy(&tiny_model(), &project.path("cut"));
+    let path = project.path("cut/model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    says("cut_weights", &project, 1, &["--set", "model=cut"]);
+}
+
+#[test]
+fn weights_that_are_only_a_pickle() {
+    let project = Project::tweets();
+    copy(&tiny_model(), &project.path("pickle"));
+    fs::rename(project.path("pickle/model.safetensors"), project.path("pickle/pytorch_model.bin")).unwrap();
+    says("pickle", &project, 1, &["--set", "model=pickle"]);
+}
+
+#[test]
+fn a_command_that_fails() {
+    let project = Project::new();
+    project.write(
+        "tweets.yaml",
+        "pipeline: p\nstages:\n  fetch:\n    uses: command\n    with: { run: \"echo looking; echo not found >&2; exit 7\", outputs: { model: { path: m.gguf } } }\n",
+    );
+    says("failed_command", &project, 1, &[]);
+}
+
+#[test]
+fn a_command_that_does_not_write_what_it_declares() {
+    let project = Project::new();
+    project.write(
+        "tweets.yaml",
+        "pipeline: p\nstages:\n  fetch:\n    uses: command\n    with: { run: \"true\", outputs: { model: { path: m.gguf, kind: model } } }\n",
+    );
+    says("unwritten_output", &project, 1, &[]);
+}
+
+fn copy(from: &Path, to: &PathBuf) {
+    fs::create_dir_all(to).unwrap();
+    for file in fs::read_dir(from).unwrap().flatten() {
+        if file.file_type().unwrap().is_file() {
+            fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    }
+}
