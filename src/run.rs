@@ -226,3 +226,191 @@ fn task(plan: &Plan<'_>, index: usize, options: &Options, record: &RunRecord, fo
     let folder = folder.stage(decl.id.as_str());
     Task { freshness: options.force.freshness(&decl.id), decl, inputs, folder }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+
+    use candle_core::Device;
+    use schemars::JsonSchema;
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::event::Listen;
+    use crate::history::Home;
+    use crate::lane::Job;
+    use crate::manifest::{self, Overrides};
+    use crate::secrets::Secrets;
+    use crate::sources::Sources;
+    use crate::stage::{ArtifactKind, Cancel, Context, Kind, Output, Port, Stage, StageError};
+
+    const BEFORE: &[Port] = &[
+        Port { name: "a", accepts: &[], required: false, about: "" },
+        Port { name: "b", accepts: &[], required: false, about: "" },
+    ];
+
+    /// Writes its text, or fails.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    struct Write {
+        text: String,
+    }
+
+    impl Stage for Write {
+        const KIND: &'static str = "write";
+        const VERSION: u32 = 1;
+        const LANE: Lane = Lane::Cpu;
+        const ABOUT: &'static str = "";
+        const EXAMPLE: &'static str = "";
+        const INPUTS: &'static [Port] = BEFORE;
+        fn outputs(&self) -> Vec<Output> {
+            vec![Output::new("text", ArtifactKind::Text, &["text"])]
+        }
+        fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
+            match self.text.as_str() {
+                "fail" => Err(StageError::failed("asked to")),
+                text => {
+                    std::fs::write(context.out.join("text"), text).unwrap();
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    /// The same on the model device.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    struct Think {
+        text: String,
+    }
+
+    impl Stage for Think {
+        const KIND: &'static str = "think";
+        const VERSION: u32 = 1;
+        const LANE: Lane = Lane::Device;
+        const ABOUT: &'static str = "";
+        const EXAMPLE: &'static str = "";
+        const INPUTS: &'static [Port] = BEFORE;
+        fn outputs(&self) -> Vec<Output> {
+            vec![Output::new("text", ArtifactKind::Text, &["text"])]
+        }
+        fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
+            Write { text: self.text.clone() }.run(context)
+        }
+    }
+
+    static KINDS: &[Kind] = &[Kind::of::<Write>(), Kind::of::<Think>()];
+
+    /// Starts nothing: keeps every job until the run waits, then does the newest first.
+    #[derive(Clone, Default)]
+    struct Mock {
+        waiting: Arc<Mutex<Vec<(Lane, Job)>>>,
+        /// How many jobs each lane held at once.
+        most: Arc<Mutex<BTreeMap<Lane, usize>>>,
+    }
+
+    impl Lanes for Mock {
+        fn submit(&mut self, lane: Lane, job: Job) {
+            let mut waiting = self.waiting.lock().unwrap();
+            waiting.push((lane, job));
+            let held = waiting.iter().filter(|(l, _)| *l == lane).count();
+            let mut most = self.most.lock().unwrap();
+            let most = most.entry(lane).or_default();
+            *most = held.max(*most);
+        }
+    }
+
+    struct Deaf;
+    impl Listen for Deaf {
+        fn on(&self, _: &Event) {}
+    }
+
+    fn run_mocked(folder: &Path, stages: &str, on_failure: OnFailure) -> (RunRecord, BTreeMap<Lane, usize>) {
+        let path = folder.join("p.yaml");
+        std::fs::write(&path, format!("pipeline: p\nstages:\n{stages}")).unwrap();
+        let manifest = manifest::load(&path, &Overrides::default(), KINDS).unwrap();
+        let plan = Plan::new(&manifest, &[]).unwrap();
+        let home = Home::at(folder.join("state"));
+        let run_folder = RunFolder::create(&home, "p").unwrap();
+        let shared = Arc::new(Shared {
+            cache: Cache::new(&home.cache()),
+            sources: Sources::open(&home.cache()),
+            device: Device::Cpu,
+            cancel: Cancel::default(),
+            listen: Arc::new(Deaf),
+            secrets: Secrets::new(Vec::<String>::new()),
+            last: Box::new(|_| None),
+        });
+        let options = Options {
+            jobs: 2,
+            on_failure,
+            force: Force::Nothing,
+            manifest: "p.yaml".into(),
+            profiles: Vec::new(),
+            device: "cpu".into(),
+        };
+        let mock = Mock::default();
+        let (sender, messages) = channel();
+        let record = std::thread::scope(|scope| {
+            let worker = mock.clone();
+            let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let over = stop.clone();
+            scope.spawn(move || {
+                while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(20));
+                    let job = worker.waiting.lock().unwrap().pop();
+                    if let Some((_, job)) = job {
+                        job();
+                    }
+                }
+            });
+            let mut lanes = mock.clone();
+            let record = run(&plan, &options, &shared, &run_folder, &mut lanes, (&sender, &messages));
+            stop.store(true, std::sync::atomic::Ordering::SeqCst);
+            record.unwrap()
+        });
+        let most = mock.most.lock().unwrap().clone();
+        (record, most)
+    }
+
+    fn statuses(record: &RunRecord) -> Vec<(&str, Status)> {
+        record.stages.iter().map(|s| (s.stage.as_str(), s.status)).collect()
+    }
+
+    const GRAPH: &str = "  \
+  one: { uses: write, with: { text: '1' } }
+  two: { uses: write, inputs: { a: one }, with: { text: '2' } }
+  three: { uses: think, inputs: { a: one }, with: { text: '3' } }
+  four: { uses: think, with: { text: '4' } }
+  five: { uses: write, inputs: { a: two, b: three }, with: { text: '5' } }
+";
+
+    #[test]
+    fn both_lanes_are_used_and_the_device_never_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let (record, most) = run_mocked(folder.path(), GRAPH, OnFailure::Stop);
+        assert_eq!(record.status, RunStatus::Succeeded);
+        assert!(statuses(&record).iter().all(|(_, s)| *s == Status::Ran), "{:?}", statuses(&record));
+        assert_eq!(most[&Lane::Device], 1);
+        let (again, _) = run_mocked(folder.path(), GRAPH, OnFailure::Stop);
+        assert!(statuses(&again).iter().all(|(_, s)| *s == Status::Cached), "{:?}", statuses(&again));
+    }
+
+    #[test]
+    fn what_follows_a_failure_is_not_reached_and_the_rest_goes_on_if_asked() {
+        let graph = GRAPH.replace("'3'", "fail");
+        let folder = tempfile::tempdir().unwrap();
+        let (record, _) = run_mocked(folder.path(), &graph, OnFailure::KeepGoing);
+        assert_eq!(record.status, RunStatus::Failed);
+        let expected = [
+            ("one", Status::Ran),
+            ("two", Status::Ran),
+            ("three", Status::Failed),
+            ("four", Status::Ran),
+            ("five", Status::NotReached),
+        ];
+        assert_eq!(statuses(&record), expected);
+        assert_eq!(record.stages[2].error.as_ref().unwrap().message, "asked to");
+    }
+}
