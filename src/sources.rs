@@ -71,25 +71,21 @@ impl Sources {
     /// says what is wrong with it.
     pub fn pin(&self, location: &Location) -> io::Result<Pinned> {
         let (files, folder) = match location.resolve() {
-            Place::Local(path) if path.is_dir() => (visible_files(&path), path),
-            Place::Local(path) => {
-                let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
-                (vec![path], folder)
-            }
+            Place::Local(path) if path.is_dir() => (visible_files(&path), Some(path)),
+            Place::Local(path) => (vec![path], None),
             Place::Glob(pattern) => {
                 let found = glob::glob(&pattern).map(|g| g.flatten().filter(|p| p.is_file()).collect());
-                (found.unwrap_or_default(), location.base().to_path_buf())
+                (found.unwrap_or_default(), Some(location.base().to_path_buf()))
             }
             Place::Hub(name) => return Ok(Pinned { value: format!("hub:{name}"), stamps: Vec::new() }),
             Place::Missing(_) => return Ok(Pinned { value: "missing".into(), stamps: Vec::new() }),
         };
-        let single = files.len() == 1 && files[0].parent() == Some(&folder);
         let mut hasher = blake3::Hasher::new();
         let mut stamps = Vec::new();
         for path in files {
             let (stamp, digest) = self.digest(&path)?;
-            // The name of a lone file does not matter, those inside a folder do.
-            let name = if single { String::new() } else { relative(&path, &folder) };
+            // The name of a lone file does not matter, those inside a folder do: they tell the splits.
+            let name = folder.as_ref().map(|folder| relative(&path, folder)).unwrap_or_default();
             hasher.update(&(name.len() as u64).to_le_bytes());
             hasher.update(name.as_bytes());
             hasher.update(digest.to_string().as_bytes());
@@ -171,7 +167,15 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("train.csv"), "x").unwrap();
         fs::write(folder.join("test.csv"), "y").unwrap();
+        let both = pin(&sources, dir.path(), "data");
+        fs::remove_file(folder.join("test.csv")).unwrap();
+        let alone = pin(&sources, dir.path(), "data");
+        fs::rename(folder.join("train.csv"), folder.join("test.csv")).unwrap();
+        assert_ne!(alone, pin(&sources, dir.path(), "data"));
+        fs::write(folder.join("train.csv"), "x").unwrap();
+        fs::write(folder.join("test.csv"), "y").unwrap();
         let before = pin(&sources, dir.path(), "data");
+        assert_eq!(both, before);
         fs::write(folder.join(".hidden"), "z").unwrap();
         assert_eq!(before, pin(&sources, dir.path(), "data"));
         fs::rename(folder.join("test.csv"), folder.join("dev.csv")).unwrap();

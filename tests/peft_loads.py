@@ -45,11 +45,12 @@ print(len(rows), "rows, largest relative difference of a row's loss", worst)
 assert worst < 1e-4, worst
 
 for row in lines("answers", "generations.jsonl"):
-    inputs = tokenizer(row["prompt"], return_tensors="pt")
-    stop = row["eos_token_id"]
-    out = peft.generate(**inputs, max_new_tokens=row["max_new_tokens"], do_sample=False, eos_token_id=stop)
+    encoded = tokenizer(row["prompt"], return_tensors="pt")
+    ids, mask, stop = encoded["input_ids"], encoded["attention_mask"], row["eos_token_id"]
+    most = row["max_new_tokens"]
+    out = peft.generate(input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False, eos_token_id=stop)
     ours = row["ids"]
-    theirs = out[0][inputs["input_ids"].shape[1]:].tolist()
+    theirs = out[0][ids.shape[1]:].tolist()
     assert theirs[: len(ours)] == ours and all(t in stop for t in theirs[len(ours):]), (theirs, ours)
     print(repr(row["text"]))
 print("PEFT computes the same")
