@@ -157,7 +157,7 @@ fn a_command_that_fails() {
     let project = Project::new();
     project.write(
         "tweets.yaml",
-        "pipeline: p\nstages:\n  fetch:\n    uses: command\n    with: { run: \"echo looking; echo not found >&2; exit 7\", outputs: { model: { path: m.gguf } } }\n",
+        "pipeline: p\nstages:\n  fetch:\n    uses: command\n    with: { run: \"echo looking >&2; echo not found >&2; exit 7\", outputs: { model: { path: m.gguf } } }\n",
     );
     says("failed_command", &project, 1, &[]);
 }

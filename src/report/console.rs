@@ -107,8 +107,8 @@ impl Default for Console {
 /// With an end in sight: a bar and the time that is left; else only what is being done.
 fn style(total: u64) -> ProgressStyle {
     let template = match total {
-        0 => "  {prefix} {msg}",
-        _ => "  {prefix} {bar:20} {pos}/{len} {msg} · {eta} left",
+        0 => "  {prefix} {wide_msg}",
+        _ => "  {prefix} {bar:16} {pos}/{len} · {eta} left · {wide_msg}",
     };
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
@@ -143,8 +143,10 @@ impl Listen for Console {
             }
             Event::StageStarted { stage, why, .. } => {
                 let why: Vec<String> = why.iter().map(|c| c.to_string()).collect();
-                let why = if why.is_empty() { String::new() } else { format!("  {}", why.join("; ")) };
-                self.line(format!("  {:<11} {stage:<w$}{why}", "started").trim_end());
+                // A first run has nothing to explain: what it does is seen soon enough.
+                if !why.is_empty() {
+                    self.line(&format!("  {:<11} {stage:<w$}  {}", "started", why.join("; ")));
+                }
                 let running = Running { bar: None, said: Instant::now() };
                 state.running.insert(stage.clone(), running);
             }

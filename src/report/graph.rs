@@ -100,7 +100,7 @@ fn boxes(plan: &Plan<'_>) -> Vec<Box> {
 
 /// Boxes in columns by how many steps stand before them; needs stand before those that need them.
 pub fn svg(boxes: &[Box]) -> String {
-    const W: f64 = 170.0;
+    const W: f64 = 210.0;
     const H: f64 = 46.0;
     const GAP_X: f64 = 56.0;
     const GAP_Y: f64 = 18.0;
