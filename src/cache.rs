@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::timestamp;
+use crate::clock::timestamp;
 use crate::fingerprint::{Digest, Fingerprint, Key};
 use crate::stage::{ArtifactKind, Cancel, Output};
 

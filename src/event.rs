@@ -195,12 +195,6 @@ pub enum Event {
     RunFinished(RunRecord),
 }
 
-/// The time now in RFC 3339.
-pub fn timestamp() -> String {
-    let now: chrono::DateTime<chrono::Utc> = std::time::SystemTime::now().into();
-    now.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
-}
-
 /// Takes events, in order, from any thread.
 pub trait Listen: Send + Sync {
     /// One thing that happened.

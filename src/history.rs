@@ -12,7 +12,8 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use crate::cache::write_atomically;
-use crate::event::{Event, Listen, RunRecord, timestamp};
+use crate::clock;
+use crate::event::{Event, Listen, RunRecord};
 use crate::fingerprint::{Fingerprint, Key};
 
 /// The folder of all state, `.pipe` or `PIPE_HOME`.
@@ -111,10 +112,6 @@ impl Home {
     }
 }
 
-fn utc() -> chrono::DateTime<chrono::Utc> {
-    SystemTime::now().into()
-}
-
 /// Why a run can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
@@ -163,7 +160,7 @@ impl RunFolder {
         if !ignore.exists() {
             fs::write(ignore, "*\n")?;
         }
-        let time = utc().format("%Y%m%d-%H%M%S").to_string();
+        let time = clock::name();
         let mut name = format!("{time}-{pipeline}");
         for more in 2.. {
             match fs::create_dir(runs.join(&name)) {
@@ -209,7 +206,7 @@ struct Stamped<'a> {
 
 /// An event as a line of JSON, with the time.
 pub fn json_line(event: &Event) -> String {
-    let stamped = Stamped { time: timestamp(), event };
+    let stamped = Stamped { time: clock::timestamp(), event };
     serde_json::to_string(&stamped).unwrap_or_default()
 }
 

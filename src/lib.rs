@@ -1,37 +1,45 @@
 //! `pipe` runs declarative pipelines for language-model experiments.
 //!
-//! The modules in reading order: a manifest becomes typed stages, the plan a graph of them, a run hands them
-//! to lanes as the scheduler's table allows, each a job that asks the cache first; `model` and `train` do the
-//! numbers and know no stages; `report` alone prints.
+//! The modules in groups, from the command line down: a manifest becomes typed stages, the plan a graph of them,
+//! a run hands them to lanes as the scheduler's table allows, each a job that asks the cache first; `model` and
+//! `train` do the numbers and know no stages; `report` alone prints.
 
+// What is asked for.
 pub mod cli;
 pub mod command;
 
+// From text to typed stages.
 pub mod diagnostic;
-pub mod formats;
 pub mod location;
 pub mod manifest;
 pub mod schema;
 
+// The engine: from stages to results.
 pub mod cache;
-pub mod children;
-pub mod event;
 pub mod fingerprint;
-pub mod history;
 pub mod job;
 pub mod lane;
 pub mod plan;
 pub mod run;
 pub mod scheduler;
-pub mod secrets;
 pub mod sources;
 
+// What happens, and what remains of it.
+pub mod clock;
+pub mod event;
+pub mod history;
+pub mod report;
+
+// Stage kinds, and what flows between them.
 pub mod artifact;
-pub mod device;
-pub mod model;
+pub mod children;
+pub mod formats;
+pub mod secrets;
 pub mod stage;
 pub mod stages;
+
+// The numbers.
+pub mod device;
+pub mod model;
 pub mod tokenizer;
 pub mod train;
-
-pub mod report;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use crate::event::{Event, RunRecord, RunStatus, StageRecord, Status, timestamp};
+use crate::clock::timestamp;
+use crate::event::{Event, RunRecord, RunStatus, StageRecord, Status};
 use crate::fingerprint::Digest;
 use crate::history::RunFolder;
 use crate::job::{Ended, Freshness, Shared, Task};
