@@ -24,7 +24,6 @@ pub struct Console {
 struct State {
     width: usize,
     running: BTreeMap<String, Running>,
-    folder: String,
 }
 
 struct Running {
@@ -133,9 +132,8 @@ impl Listen for Console {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let w = state.width;
         match event {
-            Event::RunStarted { run, pipeline, stages } => {
+            Event::RunStarted { pipeline, stages, .. } => {
                 state.width = stages.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-                state.folder = run.clone();
                 self.line(&format!("{} · {} stages", self.paint("1", pipeline), stages.len()));
             }
             Event::StageWaiting { stage } => {
