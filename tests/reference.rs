@@ -59,7 +59,7 @@ fn tweets(text: &Text, length: usize) -> Option<Vec<Row>> {
     Some(rows.iter().map(encode).collect())
 }
 
-fn prompt_init(model: &dyn Decoder, text: &Text) -> Tensor {
+fn prompt_init(model: &Decoder, text: &Text) -> Tensor {
     init::text(model, &text.ids(INIT), 8).unwrap()
 }
 
@@ -70,11 +70,11 @@ fn forward(family: &str) {
     let Some(rows) = tweets(&text, 160) else { return };
     let rows: Vec<&Row> = rows[..2].iter().collect();
     let expected = tensors(&folder.join("forward.safetensors"));
-    let prompt = prompt_init(&*model, &text);
+    let prompt = prompt_init(&model, &text);
     assert_eq!(distance(&prompt, &expected["prompt"]), 0.0);
 
-    let plain = logits(&*model, None, &rows);
-    let prompted = logits(&*model, Some(&prompt), &rows);
+    let plain = logits(&model, None, &rows);
+    let prompted = logits(&model, Some(&prompt), &rows);
     let mut start = 0;
     for (i, row) in rows.iter().enumerate() {
         let (n, pads) = (row.ids.len(), pads(row));
@@ -89,7 +89,7 @@ fn forward(family: &str) {
         assert!(error < 1e-4, "{family}, row {i}: logits of the prompt off by {error}");
         start += n;
     }
-    let (loss, gradient) = loss_and_gradient(&*model, &prompt, &rows);
+    let (loss, gradient) = loss_and_gradient(&model, &prompt, &rows);
     let expected_loss = expected["loss"].to_vec1::<f32>().unwrap()[0];
     assert!((loss - expected_loss).abs() < 1e-4 * expected_loss, "{family}: {loss} {expected_loss}");
     let error = relative(&gradient, &expected["prompt_grad"]);
@@ -112,16 +112,16 @@ fn recipe(family: &str) {
     let Some(rows) = tweets(&text, 160) else { return };
     let expected = json(&folder.join("prompt_tuning.json"));
     let prompts = tensors(&folder.join("prompts.safetensors"));
-    let prompt = prompt_init(&*model, &text);
+    let prompt = prompt_init(&model, &text);
     assert_eq!(distance(&prompt, &prompts["init"]), 0.0);
 
     let one = SoftPromptOptions { length: Length::Steps(1), ..guide_options() };
-    let first = train(&*model, &prompt, &rows, &one, &mut Recorder::default()).unwrap();
+    let first = train(&model, &prompt, &rows, &one, &mut Recorder::default()).unwrap();
     let error = distance(&first, &prompts["step1"]);
     assert!(error < 1e-4, "{family}: first step off by {error}");
 
     let mut recorder = Recorder::default();
-    let last = train(&*model, &prompt, &rows, &guide_options(), &mut recorder).unwrap();
+    let last = train(&model, &prompt, &rows, &guide_options(), &mut recorder).unwrap();
     let steps = expected["steps"].as_array().unwrap();
     assert_eq!(recorder.0.len(), steps.len());
     let mut worst: [f64; 2] = [0.0; 2];
@@ -168,7 +168,7 @@ fn trainer(family: &str) {
         ..SoftPromptOptions::default()
     };
     let mut recorder = Recorder::default();
-    let last = train(&*model, &prompt_init(&*model, &text), &rows, &options, &mut recorder).unwrap();
+    let last = train(&model, &prompt_init(&model, &text), &rows, &options, &mut recorder).unwrap();
     let log = json(&folder.join("trainer.json"));
     let log: Vec<_> = log["log"].as_array().unwrap().iter().filter(|l| l.get("loss").is_some()).collect();
     assert_eq!(recorder.0.len(), log.len());
@@ -203,7 +203,7 @@ fn adapter(family: &str) {
     let rows: Vec<_> = expected.iter().map(|g| text.ids(g["prompt"].as_str().unwrap())).collect();
     for batch_size in [1, 3, 8] {
         let options = GenerateOptions { max_new_tokens: 10, end: vec![3], batch_size };
-        let new = greedy(&*model, Some(&adapter.prompt), &rows, &options, &mut |_| ControlFlow::Continue(()));
+        let new = greedy(&model, Some(&adapter.prompt), &rows, &options, &mut |_| ControlFlow::Continue(()));
         for ((row, new), expected) in rows.iter().zip(new.unwrap()).zip(expected) {
             assert_eq!([row.as_slice(), &new].concat(), ids(&expected["ids"]), "{family}");
         }
@@ -284,7 +284,7 @@ fn smollm2_guide() {
     let steps = steps["steps"].as_array().unwrap();
     let mut follow = Follow { expected: steps.iter(), ours: 0.0, theirs: 0.0 };
     let options = SoftPromptOptions { length: Length::Epochs(50), ..SoftPromptOptions::default() };
-    let error = train(&*model, &prompt_init(&*model, &text), &rows, &options, &mut follow).unwrap_err();
+    let error = train(&model, &prompt_init(&model, &text), &rows, &options, &mut follow).unwrap_err();
     assert!(matches!(error, TrainError::Interrupted), "{error}");
 }
 

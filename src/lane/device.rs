@@ -1,6 +1,11 @@
-//! Model stages: one thread, one at a time, so that two never share the device's memory.
+//! Model stages: one at a time, so that two never share the device's memory, on threads of their own.
+//!
+//! Not on those of the processor stages: a step that waits for its other half would be given one of their jobs to
+//! do meanwhile, however long.
 
 use std::sync::mpsc::{Sender, channel};
+
+use rayon::ThreadPoolBuilder;
 
 use super::Job;
 
@@ -14,8 +19,13 @@ impl DeviceLane {
     pub fn start() -> Self {
         let (jobs, next) = channel::<Job>();
         std::thread::spawn(move || {
+            // Without threads of its own a job still runs, on those that all share.
+            let threads = ThreadPoolBuilder::new().thread_name(|i| format!("model {i}")).build().ok();
             for job in next {
-                job();
+                match &threads {
+                    Some(threads) => threads.install(job),
+                    None => job(),
+                }
             }
         });
         Self { jobs }

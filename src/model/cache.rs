@@ -10,11 +10,11 @@ pub struct KvCache {
     layers: Vec<LayerCache>,
 }
 
-/// The keys and values of one layer; a token takes one row `[key heads | value heads]`.
+/// The keys and values of one layer: for each token its row of the key/value matrix as it is.
 #[derive(Clone, Debug, Default)]
 pub struct LayerCache {
-    pub(super) prefix: Vec<f32>,
-    pub(super) rows: Vec<Vec<f32>>,
+    prefix: Vec<f32>,
+    rows: Vec<Vec<f32>>,
 }
 
 impl KvCache {
@@ -31,14 +31,22 @@ impl KvCache {
     }
 
     /// The cache of a layer, counted from 0.
-    pub(super) fn layer(&mut self, index: usize) -> &mut LayerCache {
+    pub fn layer(&mut self, index: usize) -> &mut LayerCache {
         &mut self.layers[index]
     }
 }
 
 impl LayerCache {
-    /// Adds the keys and values of a packed batch; `copy(token, into)` appends those of one token.
-    pub(super) fn extend(&mut self, layout: &Layout, mut copy: impl FnMut(usize, &mut Vec<f32>)) {
+    /// Keys and values of a slot, `[tokens, width]`; empty for a row the cache has not met.
+    pub fn of(&self, slot: Slot) -> &[f32] {
+        match slot {
+            Slot::Prefix => &self.prefix,
+            Slot::Row(i) => self.rows.get(i).map_or(&[], Vec::as_slice),
+        }
+    }
+
+    /// Adds the keys and values of a packed batch, `[tokens, width]`.
+    pub fn extend(&mut self, layout: &Layout, kv: &[f32], width: usize) {
         for segment in layout.segments() {
             let into = match segment.slot {
                 Slot::Prefix => &mut self.prefix,
@@ -49,7 +57,7 @@ impl LayerCache {
                     &mut self.rows[i]
                 }
             };
-            segment.queries.clone().for_each(|token| copy(token, into));
+            into.extend_from_slice(&kv[segment.tokens.start * width..segment.tokens.end * width]);
         }
     }
 }

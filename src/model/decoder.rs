@@ -1,12 +1,19 @@
-//! What every decoder-only language model can do.
-
-use std::sync::Arc;
+//! A decoder-only language model with frozen weights: embeddings, blocks, a final norm and a head.
+//!
+//! Knows how a pass goes through them, forward and back; the architectures say what they are made of. Does not
+//! know what is trained, nor what the tokens mean.
 
 use candle_core::Tensor;
 
 use super::ModelError;
+use super::block::{Asked, Batch, Block, Saved};
 use super::cache::KvCache;
 use super::layout::Layout;
+use super::ops::linear::Linear;
+use super::ops::matmul::Weight;
+use super::ops::norm::Norm;
+use super::ops::rotary::Rotation;
+use super::rows::{Pool, Rows};
 
 /// The sizes of a decoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,56 +32,252 @@ pub struct DecoderShape {
     pub max_positions: Option<usize>,
 }
 
-/// A decoder with frozen weights.
-pub trait Decoder: Send + Sync {
+/// How a model tells where a token stands.
+pub enum Positions {
+    /// By the distance in its attention, which does not count padding: ALiBi.
+    Distance,
+    /// By a row of this table `[positions, hidden]`, added to the embedding.
+    Learned(Weight),
+    /// By turning queries and keys, each pair of numbers at one of these frequencies.
+    Rotary(Vec<f32>),
+}
+
+/// A decoder.
+pub struct Decoder {
     /// Its sizes.
-    fn shape(&self) -> &DecoderShape;
+    pub(super) shape: DecoderShape,
+    /// Number of weights, a tied head counted once.
+    pub(super) parameters: usize,
+    /// `[vocabulary, hidden]`
+    pub(super) embeddings: Weight,
+    /// What is done with an embedding before the first block.
+    pub(super) embedding_norm: Option<Norm>,
+    /// How a token's place comes in.
+    pub(super) positions: Positions,
+    /// The layers.
+    pub(super) blocks: Vec<Block>,
+    /// Behind the last block.
+    pub(super) final_norm: Norm,
+    /// `[hidden]` → `[vocabulary]`
+    pub(super) head: Linear,
+    /// Memory for what goes through it.
+    pub(super) pool: Pool,
+}
+
+/// What is kept of a forward pass for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Everything backward needs.
+    #[default]
+    Everything,
+    /// The blocks' inputs; the rest is computed again: less memory for a third more work.
+    BlockInputs,
+}
+
+/// A forward pass that can be gone back.
+pub struct Trace<'a> {
+    pass: Pass<'a>,
+    input: Rows,
+    blocks: Vec<Kept>,
+    last: Rows,
+}
+
+/// How a batch lies, and what each block is asked for.
+struct Pass<'a> {
+    batch: Batch<'a>,
+    all: Asked<'a>,
+    /// Of the last block only the rows that count.
+    last: Asked<'a>,
+}
+
+enum Kept {
+    Everything(Saved),
+    Input(Rows),
+}
+
+impl Decoder {
+    /// Its sizes.
+    pub fn shape(&self) -> &DecoderShape {
+        &self.shape
+    }
 
     /// Number of weights, a tied head counted once.
-    fn parameters(&self) -> usize;
+    pub fn parameters(&self) -> usize {
+        self.parameters
+    }
+
+    /// Whether a token's position changes what the model computes for it, padding before it included.
+    pub fn counts_padding(&self) -> bool {
+        !matches!(self.positions, Positions::Distance)
+    }
+
+    /// The head, from states to logits.
+    pub fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    /// Memory for matrices that go through the model.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
 
     /// The word embeddings `[ids, hidden]` as they stand in the table: what a soft prompt takes the place of.
     ///
     /// # Errors
     /// An id outside the vocabulary.
-    fn embed(&self, ids: &[u32]) -> Result<Tensor, ModelError>;
+    pub fn embed(&self, ids: &[u32]) -> Result<Rows, ModelError> {
+        self.embed_behind(&[], ids)
+    }
 
-    /// The final states of a packed batch of embeddings `x` `[tokens, hidden]`.
-    ///
-    /// With `keep`, only of these rows of `x`, in this order (a row may occur several times): what nobody asks
-    /// for is not computed where that is possible. With a cache the keys of earlier tokens come from it and
-    /// those of this batch are added; nothing can be differentiated then.
+    /// A prompt's rows, and the word embeddings of the ids behind it.
     ///
     /// # Errors
-    /// A position beyond the model's; a failed tensor operation.
-    fn forward(
+    /// An id outside the vocabulary.
+    pub fn embed_behind(&self, prompt: &[f32], ids: &[u32]) -> Result<Rows, ModelError> {
+        let DecoderShape { hidden, vocabulary, .. } = self.shape;
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(ModelError::Vocabulary { id, vocabulary });
+        }
+        let mut rows = self.pool.rows(prompt.len() / hidden + ids.len(), hidden);
+        let (first, rest) = rows.split_at_mut(prompt.len());
+        first.copy_from_slice(prompt);
+        for (row, &id) in rest.chunks_exact_mut(hidden).zip(ids) {
+            self.embeddings.output_row(id as usize, row);
+        }
+        Ok(rows)
+    }
+
+    /// The final states `[asked, hidden]` of a packed batch of embeddings `[tokens, hidden]`.
+    ///
+    /// `asked` names rows of the batch, in any order, a row several times if need be: what nobody asks for is
+    /// not computed where that is possible. With a cache the keys of earlier tokens come from it and those of
+    /// this batch are added.
+    ///
+    /// # Errors
+    /// A position beyond the model's.
+    pub fn forward(
         &self,
-        x: &Tensor,
-        layout: &Arc<Layout>,
-        cache: Option<&mut KvCache>,
-        keep: Option<&[u32]>,
-    ) -> Result<Tensor, ModelError>;
+        x: Rows,
+        layout: &Layout,
+        asked: &[u32],
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<Rows, ModelError> {
+        let pass = self.pass(layout, asked);
+        let mut x = self.enter(&x, layout)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block
+                .forward(x, &pass.batch, self.asked(i, &pass), cache.as_deref_mut().map(|c| c.layer(i)))
+                .0;
+        }
+        Ok(x.mapped(|x, y| self.final_norm.forward(x, y)))
+    }
+
+    /// [`Decoder::forward`] without a cache, and what it takes to go back.
+    ///
+    /// # Errors
+    /// A position beyond the model's.
+    pub fn trace<'a>(
+        &self,
+        input: Rows,
+        layout: &'a Layout,
+        asked: &'a [u32],
+        keep: Keep,
+    ) -> Result<(Rows, Trace<'a>), ModelError> {
+        let pass = self.pass(layout, asked);
+        let mut x = self.enter(&input, layout)?;
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for (i, block) in self.blocks.iter().enumerate() {
+            let (output, saved) = block.forward(x, &pass.batch, self.asked(i, &pass), None);
+            blocks.push(match keep {
+                Keep::Everything => Kept::Everything(saved),
+                Keep::BlockInputs => Kept::Input(saved.into_input()),
+            });
+            x = output;
+        }
+        let states = x.mapped(|x, y| self.final_norm.forward(x, y));
+        Ok((states, Trace { pass, input, blocks, last: x }))
+    }
+
+    /// From the final states' gradient `[asked, hidden]` to that of the first `wanted` rows of the batch.
+    pub fn backward(&self, trace: Trace, gradient: &Rows, wanted: usize) -> Rows {
+        let Trace { pass, mut input, blocks, last } = trace;
+        let mut d_x = self.pool.zeros(last.rows(), last.width());
+        self.final_norm.add_backward(&last, gradient, &mut d_x);
+        drop(last);
+        for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
+            let asked = self.asked(i, &pass);
+            let saved = match kept {
+                Kept::Everything(saved) => saved,
+                Kept::Input(x) => block.forward(x, &pass.batch, asked, None).1,
+            };
+            // Of what the first block was given only the wanted rows can change.
+            let wanted = if i == 0 { wanted } else { pass.batch.layout.tokens() };
+            d_x = block.backward(saved, d_x, &pass.batch, asked, wanted);
+        }
+        if let Some(norm) = &self.embedding_norm {
+            input.truncate(wanted);
+            let mut d_input = self.pool.zeros(wanted, self.shape.hidden);
+            norm.add_backward(&input, &d_x, &mut d_input);
+            d_x = d_input;
+        }
+        d_x
+    }
 
     /// The logits `[rows, vocabulary]` of final states `[rows, hidden]`.
+    pub fn logits(&self, states: &Rows) -> Rows {
+        self.head.forward(states)
+    }
+
+    /// A soft prompt's numbers, `[n, hidden]` end to end.
     ///
     /// # Errors
-    /// A failed tensor operation.
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError>;
-}
-
-/// The rows of `x` that are asked for; all of them without `keep`.
-pub(super) fn select(x: &Tensor, keep: Option<&[u32]>) -> candle_core::Result<Tensor> {
-    match keep {
-        None => Ok(x.clone()),
-        Some(rows) => x.index_select(&Tensor::new(rows, x.device())?, 0),
+    /// Its rows are not as wide as the model.
+    pub fn prompt(&self, prompt: &Tensor) -> Result<Vec<f32>, ModelError> {
+        let hidden = self.shape.hidden;
+        match prompt.dims() {
+            [_, width] if *width == hidden => Ok(prompt.flatten_all()?.to_vec1()?),
+            found => Err(ModelError::PromptShape { found: found.to_vec(), hidden }),
+        }
     }
-}
 
-/// The rows of an embedding table at `ids`.
-pub(super) fn lookup(table: &Tensor, ids: &[u32]) -> Result<Tensor, ModelError> {
-    let vocabulary = table.dim(0)?;
-    match ids.iter().find(|&&id| id as usize >= vocabulary) {
-        Some(&id) => Err(ModelError::Vocabulary { id, vocabulary }),
-        None => Ok(select(table, Some(ids))?),
+    /// What the first block is given.
+    fn enter(&self, x: &Rows, layout: &Layout) -> Result<Rows, ModelError> {
+        let mut x = match &self.embedding_norm {
+            Some(norm) => x.mapped(|x, y| norm.forward(x, y)),
+            None => self.pool.copied(x, x.width()),
+        };
+        if let Positions::Learned(table) = &self.positions {
+            let (available, width) = (table.outputs_len(), x.width());
+            let highest = layout.positions().iter().copied().max();
+            if let Some(position) = highest.filter(|&p| p as usize >= available) {
+                return Err(ModelError::Positions { position, available });
+            }
+            let mut learned = self.pool.rows(1, width);
+            for (row, &position) in x.chunks_exact_mut(width).zip(layout.positions()) {
+                table.output_row(position as usize, &mut learned);
+                row.iter_mut().zip(learned.iter()).for_each(|(x, p)| *x += p);
+            }
+        }
+        Ok(x)
+    }
+
+    fn pass<'a>(&self, layout: &'a Layout, asked: &'a [u32]) -> Pass<'a> {
+        let rotation = match &self.positions {
+            Positions::Rotary(frequencies) => {
+                Some(Rotation::new(layout.positions(), frequencies, 2 * frequencies.len()))
+            }
+            _ => None,
+        };
+        let last = Asked {
+            rows: Some(asked),
+            queries: layout.queries_at(asked),
+            rotation: rotation.as_ref().map(|r| r.at(asked)),
+        };
+        let all = Asked { rows: None, queries: layout.all_queries(), rotation: None };
+        Pass { batch: Batch { layout, rotation }, all, last }
+    }
+
+    fn asked<'p, 'a>(&self, block: usize, pass: &'p Pass<'a>) -> &'p Asked<'a> {
+        if block + 1 < self.blocks.len() { &pass.all } else { &pass.last }
     }
 }

@@ -3,14 +3,13 @@
 //! Knows ids only; does not know text or tokenizers.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use candle_core::Tensor;
 
 use super::cache::KvCache;
 use super::layout::{CachedRow, Layout};
-use super::ops::with_values;
-use super::{Decoder, ModelError};
+use super::ops::softmax::argmax;
+use super::{Decoder, ModelError, Rows};
 
 /// When generation ends, and how many rows go together.
 #[derive(Clone, Debug)]
@@ -40,7 +39,7 @@ pub struct GenerateProgress {
 /// # Errors
 /// A row with nothing to continue, an id outside the vocabulary, too many positions, or an interruption.
 pub fn greedy(
-    model: &dyn Decoder,
+    model: &Decoder,
     prompt: Option<&Tensor>,
     rows: &[Vec<u32>],
     options: &GenerateOptions,
@@ -77,10 +76,9 @@ pub fn greedy(
             let cached = |&row: &usize| CachedRow { row, past: past[row], tokens: pending[row].len() };
             let layout = Layout::cached(prefix, &active.iter().map(cached).collect::<Vec<_>>());
             let ids: Vec<u32> = active.iter().flat_map(|&i| pending[i].iter().copied()).collect();
-            let last: Vec<u32> = layout.segments().iter().map(|s| (s.queries.end - 1) as u32).collect();
-            let hidden =
-                model.forward(&model.embed(&ids)?, &Arc::new(layout), Some(&mut cache), Some(&last))?;
-            for (&i, id) in active.iter().zip(likeliest(&model.logits(&hidden)?)?) {
+            let last: Vec<u32> = layout.segments().iter().map(|s| (s.tokens.end - 1) as u32).collect();
+            let states = model.forward(model.embed(&ids)?, &layout, &last, Some(&mut cache))?;
+            for (&i, id) in active.iter().zip(likeliest(&model.logits(&states))) {
                 past[i] += pending[i].len();
                 pending[i].clear();
                 results[i].push(id);
@@ -103,21 +101,17 @@ pub fn greedy(
 
 /// Puts the prompt's keys and values into the cache; gives its length and the token it would go on with.
 fn run_prompt(
-    model: &dyn Decoder,
+    model: &Decoder,
     prompt: &Tensor,
     cache: &mut KvCache,
 ) -> Result<(usize, Option<u32>), ModelError> {
-    let (n, width) = prompt.dims2()?;
+    let rows = model.embed_behind(&model.prompt(prompt)?, &[])?;
+    let n = rows.rows();
     if n == 0 {
         return Ok((0, None));
     }
-    let hidden = model.shape().hidden;
-    if width != hidden {
-        return Err(ModelError::PromptShape { found: prompt.dims().to_vec(), hidden });
-    }
-    let layout = Arc::new(Layout::packed(n, &[]));
-    let last = model.forward(prompt, &layout, Some(cache), Some(&[n as u32 - 1]))?;
-    Ok((n, likeliest(&model.logits(&last)?)?.first().copied()))
+    let states = model.forward(rows, &Layout::packed(n, &[]), &[n as u32 - 1], Some(cache))?;
+    Ok((n, likeliest(&model.logits(&states)).first().copied()))
 }
 
 fn ended(ids: &[u32], options: &GenerateOptions) -> bool {
@@ -125,18 +119,6 @@ fn ended(ids: &[u32], options: &GenerateOptions) -> bool {
 }
 
 /// The id of the largest logit of each row; the first of equals.
-fn likeliest(logits: &Tensor) -> Result<Vec<u32>, ModelError> {
-    let (_, vocabulary) = logits.dims2()?;
-    Ok(with_values(logits, |values| values.chunks_exact(vocabulary).map(argmax).collect())?)
-}
-
-/// The index of the largest number; the first of equals.
-pub(crate) fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, x) in row.iter().enumerate() {
-        if *x > row[best] {
-            best = i;
-        }
-    }
-    best as u32
+fn likeliest(logits: &Rows) -> Vec<u32> {
+    (0..logits.rows()).map(|row| argmax(logits.row(row)).0 as u32).collect()
 }

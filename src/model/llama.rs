@@ -1,42 +1,17 @@
 //! Llama: grouped query heads, rotary positions, RMS norms, SwiGLU; tied or untied head.
 
-use std::sync::Arc;
-
-use candle_core::Tensor;
-
-use super::cache::KvCache;
+use super::block::{Block, Residual};
 use super::config::Config;
-use super::decoder::{Decoder, DecoderShape, lookup, select};
-use super::layout::Layout;
-use super::ops::activation::swiglu;
-use super::ops::attention::{Attention, Heads};
+use super::decoder::{Decoder, DecoderShape, Positions};
+use super::ops::activation::Activation;
+use super::ops::attention::{Attention, KeyValue};
 use super::ops::linear::Linear;
+use super::ops::matmul::{Precision, Weight};
 use super::ops::norm::Norm;
-use super::ops::rotary::Rotation;
 use super::{ModelError, Weights};
 
-struct Llama {
-    shape: DecoderShape,
-    parameters: usize,
-    embeddings: Tensor,
-    layers: Vec<Layer>,
-    final_norm: Norm,
-    head: Linear,
-    attention: Arc<Attention>,
-    frequencies: Vec<f32>,
-}
-
-struct Layer {
-    attention_norm: Norm,
-    query_key_value: Linear,
-    output: Linear,
-    mlp_norm: Norm,
-    gate_up: Linear,
-    down: Linear,
-}
-
 /// Builds it from a folder's weights or a GGUF file's.
-pub(super) fn load(weights: &Weights) -> Result<Box<dyn Decoder>, ModelError> {
+pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, ModelError> {
     let config = weights.config();
     let hidden = config.count(&["hidden_size"])?;
     let heads = config.count(&["num_attention_heads"])?;
@@ -61,59 +36,66 @@ pub(super) fn load(weights: &Weights) -> Result<Box<dyn Decoder>, ModelError> {
         return Err(config.wrong(format!("rotary positions need an even head size, it is {dim}")));
     }
     let norm = |name: &str| -> Result<Norm, ModelError> {
-        Ok(Norm::rms(&weights.tensor(&format!("model.{name}.weight"), &[hidden])?, eps)?)
+        Ok(Norm::rms(weights.vector(&format!("model.{name}.weight"), hidden)?, eps))
     };
-    // Several maps of one input, as one: a single product instead of two or three.
+    // Several maps of one input, as one: a single product instead of two.
     let stacked = |names: &[(String, usize)], inputs: usize, biased: bool| -> Result<Linear, ModelError> {
-        let (mut rows, mut biases) = (Vec::new(), Vec::new());
+        let (mut parts, mut biases) = (Vec::new(), Vec::new());
         for (name, outputs) in names {
-            rows.push(weights.tensor(&format!("model.{name}.weight"), &[*outputs, inputs])?);
+            let weight = weights.tensor(&format!("model.{name}.weight"), &[*outputs, inputs])?;
+            parts.push(Weight::from_outputs_by_inputs(weight, *outputs, inputs));
             if biased {
-                biases.push(weights.tensor(&format!("model.{name}.bias"), &[*outputs])?);
+                biases.extend(weights.vector(&format!("model.{name}.bias"), *outputs)?);
             }
         }
-        let bias = if biased { Some(Tensor::cat(&biases, 0)?) } else { None };
-        Ok(Linear::new(Tensor::cat(&rows, 0)?, bias)?)
+        Ok(Linear::new(Weight::stacked(parts), biased.then_some(biases), precision))
     };
-    let embeddings = weights.tensor("model.embed_tokens.weight", &[vocabulary, hidden])?;
-    let tied = config.flag_or("tie_word_embeddings", false)?;
-    let head =
-        if tied { embeddings.clone() } else { weights.tensor("lm_head.weight", &[vocabulary, hidden])? };
-    let layer = |i: usize| -> Result<Layer, ModelError> {
+    let block = |i: usize| -> Result<Block, ModelError> {
         let attention = |part: &str, width: usize| (format!("layers.{i}.self_attn.{part}_proj"), width);
         let mlp = |part: &str, width: usize| (format!("layers.{i}.mlp.{part}_proj"), width);
-        let query_key_value =
-            [attention("q", heads * dim), attention("k", kv_heads * dim), attention("v", kv_heads * dim)];
-        Ok(Layer {
+        let key_value = [attention("k", kv_heads * dim), attention("v", kv_heads * dim)];
+        Ok(Block {
             attention_norm: norm(&format!("layers.{i}.input_layernorm"))?,
-            query_key_value: stacked(&query_key_value, hidden, attention_bias)?,
+            query: stacked(&[attention("q", heads * dim)], hidden, attention_bias)?,
+            key_value: stacked(&key_value, hidden, attention_bias)?,
+            attention: Attention {
+                heads,
+                keys: KeyValue::stacked(kv_heads, dim),
+                scale: 1.0 / (dim as f32).sqrt(),
+                slopes: None,
+            },
             output: stacked(&[attention("o", hidden)], heads * dim, attention_bias)?,
             mlp_norm: norm(&format!("layers.{i}.post_attention_layernorm"))?,
-            gate_up: stacked(&[mlp("gate", inner), mlp("up", inner)], hidden, mlp_bias)?,
+            up: stacked(&[mlp("gate", inner), mlp("up", inner)], hidden, mlp_bias)?,
+            activation: Activation::SwiGlu,
             down: stacked(&[mlp("down", hidden)], inner, mlp_bias)?,
+            residual: Residual::Stream,
         })
     };
-    Ok(Box::new(Llama {
-        shape: DecoderShape {
-            hidden,
-            layers,
-            heads,
-            kv_heads,
-            vocabulary,
-            max_positions: config.maybe_count(&["max_position_embeddings"])?,
-        },
-        layers: (0..layers).map(layer).collect::<Result<_, _>>()?,
-        final_norm: norm("norm")?,
-        head: Linear::new(head, None)?,
-        attention: Arc::new(Attention {
-            heads: Heads::stacked(heads, kv_heads, dim),
-            scale: 1.0 / (dim as f32).sqrt(),
-            slopes: None,
-        }),
-        frequencies: frequencies(config, dim)?,
+    let embeddings = weights.tensor("model.embed_tokens.weight", &[vocabulary, hidden])?;
+    let embeddings = Weight::from_outputs_by_inputs(embeddings, vocabulary, hidden);
+    let (embeddings, head) = match config.flag_or("tie_word_embeddings", false)? {
+        true => {
+            let head = Linear::head(embeddings, precision);
+            (head.weight().clone(), head)
+        }
+        false => {
+            let head = weights.tensor("lm_head.weight", &[vocabulary, hidden])?;
+            (embeddings, Linear::head(Weight::from_outputs_by_inputs(head, vocabulary, hidden), precision))
+        }
+    };
+    let max_positions = config.maybe_count(&["max_position_embeddings"])?;
+    Ok(Decoder {
+        shape: DecoderShape { hidden, layers, heads, kv_heads, vocabulary, max_positions },
         embeddings,
+        embedding_norm: None,
+        positions: Positions::Rotary(frequencies(config, dim)?),
+        blocks: (0..layers).map(block).collect::<Result<_, _>>()?,
+        final_norm: norm("norm")?,
+        head,
         parameters: weights.parameters(),
-    }))
+        pool: Default::default(),
+    })
 }
 
 /// The rotary frequencies; configurations of transformers 5 keep them under `rope_parameters`.
@@ -152,48 +134,5 @@ fn number(config: &Config, key: &str) -> Result<f32, ModelError> {
     match config.get(key) {
         None => Err(config.lacks(key)),
         Some(_) => Ok(config.number_or(key, 0.0)? as f32),
-    }
-}
-
-impl Decoder for Llama {
-    fn shape(&self) -> &DecoderShape {
-        &self.shape
-    }
-
-    fn parameters(&self) -> usize {
-        self.parameters
-    }
-
-    fn embed(&self, ids: &[u32]) -> Result<Tensor, ModelError> {
-        lookup(&self.embeddings, ids)
-    }
-
-    fn forward(
-        &self,
-        x: &Tensor,
-        layout: &Arc<Layout>,
-        mut cache: Option<&mut KvCache>,
-        keep: Option<&[u32]>,
-    ) -> Result<Tensor, ModelError> {
-        let rotation = Rotation::new(layout.positions(), &self.frequencies, self.attention.heads);
-        let mut x = x.clone();
-        for (i, layer) in self.layers.iter().enumerate() {
-            let qkv = layer.query_key_value.forward(&layer.attention_norm.forward(&x)?)?;
-            let qkv = rotation.forward(&qkv)?;
-            let mixed = match cache.as_deref_mut() {
-                None => self.attention.forward(&qkv, layout)?,
-                Some(cache) => self.attention.forward_cached(&qkv, layout, cache.layer(i))?,
-            };
-            // What follows works on each token alone, so the last layer needs only the tokens asked for.
-            let keep = keep.filter(|_| i + 1 == self.layers.len());
-            let attended = (layer.output.forward(&select(&mixed, keep)?)? + select(&x, keep)?)?;
-            let gated = swiglu(&layer.gate_up.forward(&layer.mlp_norm.forward(&attended)?)?)?;
-            x = (layer.down.forward(&gated)? + attended)?;
-        }
-        Ok(self.final_norm.forward(&x)?)
-    }
-
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(self.head.forward(hidden)?)
     }
 }

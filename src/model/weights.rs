@@ -1,23 +1,26 @@
 //! Named tensors and the configuration of a model on disk.
 //!
-//! Knows the files and number formats; does not know which tensors an architecture needs.
+//! Knows the files and number formats, and leaves large tensors where they are: a matrix is a view of the mapped
+//! file in the format it has there. Does not know which tensors an architecture needs.
 
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use half::{bf16, f16};
-use memmap2::Mmap;
+use bytemuck::AnyBitPattern;
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
 use super::ModelError;
 use super::config::Config;
 use super::gguf::Gguf;
+use super::ops::matmul::{Numbers, Slice};
 
-/// A model's tensors by their Hugging Face names, handed out in f32 on the processor.
+/// A model's tensors by their Hugging Face names.
 pub struct Weights {
     config: Config,
     source: Source,
@@ -68,36 +71,52 @@ impl Weights {
         &self.config
     }
 
-    /// The tensor of this name, which has to have this shape, in f32.
+    /// The numbers of the tensor of this name, which has to have this shape, row by row.
     ///
     /// The name is the full one (`transformer.h.0.…`, `model.layers.0.…`); files that leave the first part
     /// away are understood.
     ///
     /// # Errors
     /// No such tensor, another shape, a number format that is not read.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Numbers, ModelError> {
         let (found, path) = match &self.source {
             Source::Safetensors(files) => {
                 match aliases(name).find_map(|n| files.tensors.get(n).map(|t| (n, t))) {
-                    Some((name, entry)) => (Some(files.read(name, entry)?), files.path(entry)),
+                    Some((name, entry)) => {
+                        (Some((entry.shape.clone(), files.read(name, entry)?)), files.path(entry))
+                    }
                     None => (None, files.folder.as_path()),
                 }
             }
-            Source::Gguf(path, gguf) => (gguf.tensor(name)?, path.as_path()),
+            Source::Gguf(path, gguf) => match gguf.tensor(name)? {
+                Some(tensor) => {
+                    let numbers = tensor.flatten_all()?.to_vec1::<f32>()?;
+                    (Some((tensor.dims().to_vec(), Numbers::F32(numbers.into()))), path.as_path())
+                }
+                None => (None, path.as_path()),
+            },
         };
-        let Some(tensor) = found else {
+        let Some((found, numbers)) = found else {
             return Err(ModelError::MissingTensor { path: path.to_path_buf(), name: name.to_owned() });
         };
-        if tensor.dims() != shape {
+        if found != shape {
             return Err(ModelError::WrongShape {
                 path: path.to_path_buf(),
                 name: name.to_owned(),
                 expected: shape.to_vec(),
-                found: tensor.dims().to_vec(),
+                found,
             });
         }
-        self.parameters.set(self.parameters.get() + tensor.elem_count());
-        Ok(tensor)
+        self.parameters.set(self.parameters.get() + shape.iter().product::<usize>());
+        Ok(numbers)
+    }
+
+    /// A vector of `len` numbers in f32: small tensors, which are copied.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        Ok(self.tensor(name, &[len])?.to_f32())
     }
 
     /// How many numbers have been handed out.
@@ -114,7 +133,7 @@ fn aliases(name: &str) -> impl Iterator<Item = &str> {
 
 struct Files {
     folder: PathBuf,
-    maps: Vec<(PathBuf, Mmap)>,
+    maps: Vec<(PathBuf, Arc<Mmap>)>,
     tensors: HashMap<String, Entry>,
 }
 
@@ -157,7 +176,8 @@ impl Files {
         let path = self.folder.join(name);
         let io = |source| ModelError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
-        // SAFETY: the map is only read, and every tensor is copied out of it while the model is loaded.
+        // SAFETY: the map is only read. Whoever writes to a model's file while it is in use changes what is
+        // computed; a stage looks at its sources' times again before its result is kept.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         let view = SafeTensors::deserialize(&map)
             .map_err(|e| ModelError::Damaged { path: path.clone(), reason: e.to_string() })?;
@@ -172,7 +192,7 @@ impl Files {
             };
             self.tensors.insert(name.to_owned(), entry);
         }
-        self.maps.push((path, map));
+        self.maps.push((path, Arc::new(map)));
         Ok(())
     }
 
@@ -180,13 +200,12 @@ impl Files {
         &self.maps[entry.file].0
     }
 
-    fn read(&self, name: &str, entry: &Entry) -> Result<Tensor, ModelError> {
+    fn read(&self, name: &str, entry: &Entry) -> Result<Numbers, ModelError> {
         let (path, map) = &self.maps[entry.file];
-        let bytes = &map[entry.bytes.clone()];
-        let values: Vec<f32> = match entry.dtype {
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-            Dtype::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        Ok(match entry.dtype {
+            Dtype::F32 => Numbers::F32(mapped(map, &entry.bytes)),
+            Dtype::F16 => Numbers::F16(mapped(map, &entry.bytes)),
+            Dtype::BF16 => Numbers::BF16(mapped(map, &entry.bytes)),
             other => {
                 return Err(ModelError::WrongDType {
                     path: path.clone(),
@@ -194,13 +213,54 @@ impl Files {
                     found: format!("{other:?}"),
                 });
             }
-        };
-        Ok(Tensor::from_vec(values, entry.shape.as_slice(), &Device::Cpu)?)
+        })
+    }
+}
+
+#[cfg(target_endian = "big")]
+compile_error!("weights are read as they lie in their files, which are little-endian");
+
+/// Numbers that stay in their file; copied only where they begin at an odd address.
+fn mapped<T: AnyBitPattern + Send + Sync>(map: &Arc<Mmap>, bytes: &Range<usize>) -> Slice<T> {
+    let view = &map[bytes.clone()];
+    match bytemuck::try_cast_slice::<u8, T>(view) {
+        Ok(numbers) => {
+            let range = 0..numbers.len();
+            Slice::new(Arc::new(Mapped { map: map.clone(), bytes: bytes.clone(), kind: PhantomData }), range)
+        }
+        Err(_) => {
+            let numbers = view.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned);
+            numbers.collect::<Vec<T>>().into()
+        }
+    }
+}
+
+/// A part of a mapped file.
+struct Mapped<T> {
+    map: Arc<Mmap>,
+    bytes: Range<usize>,
+    kind: PhantomData<T>,
+}
+
+impl<T> Drop for Mapped<T> {
+    /// What nobody looks at any more leaves memory: a model that was converted shall not take twice the room.
+    fn drop(&mut self) {
+        let Range { start, end } = self.bytes;
+        // SAFETY: the map is private and only read, so that pages that are let go are read from the file again when
+        // somebody does look, as a neighbour on the same page may. If the system refuses, they stay.
+        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+    }
+}
+
+impl<T: AnyBitPattern> AsRef<[T]> for Mapped<T> {
+    fn as_ref(&self) -> &[T] {
+        bytemuck::cast_slice(&self.map[self.bytes.clone()])
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
     use safetensors::tensor::TensorView;
 
     use super::*;
@@ -224,7 +284,7 @@ mod tests {
             let dir = folder(dtype, &bytes);
             let weights = Weights::open(dir.path()).unwrap();
             for name in ["h.0.weight", "transformer.h.0.weight", "model.h.0.weight"] {
-                assert_eq!(weights.tensor(name, &[2]).unwrap().to_vec1::<f32>().unwrap(), values);
+                assert_eq!(weights.vector(name, 2).unwrap(), values);
             }
         }
     }
@@ -232,7 +292,9 @@ mod tests {
     #[test]
     fn other_numbers_are_refused_by_name() {
         let dir = folder(Dtype::I32, &[0; 8]);
-        let error = Weights::open(dir.path()).unwrap().tensor("h.0.weight", &[2]).unwrap_err();
+        let Err(error) = Weights::open(dir.path()).unwrap().tensor("h.0.weight", &[2]) else {
+            panic!("read")
+        };
         let file = dir.path().join("model.safetensors");
         assert_eq!(
             error.to_string(),

@@ -4,17 +4,41 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::place;
 use crate::artifact::tokens::Tokens;
 use crate::location::Location;
-use crate::model::{self, Decoder};
+use crate::model::{self, Decoder, Precision};
 use crate::stage::{Context, Fault, StageError};
 use crate::tokenizer::Tokenizer;
+
+/// What a model computes in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DType {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// Matrix products of bfloat16 numbers, summed in 32-bit floats; everything else in 32-bit floats.
+    Bf16,
+}
+
+impl DType {
+    /// The precision of the model's products.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::BF16,
+        }
+    }
+}
 
 /// A loaded model with its tokenizer.
 pub struct Base {
     /// The weights.
-    pub model: Box<dyn Decoder>,
+    pub model: Decoder,
     /// The tokenizer beside them.
     pub tokenizer: Tokenizer,
     /// The name under which an adapter remembers it.
@@ -23,11 +47,15 @@ pub struct Base {
 
 impl Base {
     /// Loads what the port `model` or the key `model` names.
-    pub fn load(context: &Context<'_>, named: Option<&Location>) -> Result<Self, StageError> {
+    pub fn load(
+        context: &Context<'_>,
+        named: Option<&Location>,
+        precision: Precision,
+    ) -> Result<Self, StageError> {
         let (path, name) = find(context, named)?;
         context.progress(0, 0, "", "loading the model");
         let tokenizer = Tokenizer::open(&path)?;
-        let model = model::load(&path, context.device)?;
+        let model = model::load(&path, context.device, precision)?;
         Ok(Self { model, tokenizer, name })
     }
 

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::base::{self, Base};
+use super::base::{self, Base, DType};
 use super::prompt::{self, Prompt};
 use super::rows;
 use crate::artifact::tokens::{About, Form, Row as TokenRow, Tokens};
@@ -39,6 +39,9 @@ pub struct Evaluate {
     /// Rows that go through the model at once; changes no result.
     #[serde(default = "sixteen")]
     pub batch_size: usize,
+    /// What the model computes in.
+    #[serde(default)]
+    pub dtype: DType,
     /// Most different targets that are taken for labels; with more, only loss and tokens are scored.
     #[serde(default = "twenty")]
     pub max_labels: usize,
@@ -108,7 +111,7 @@ scores:
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
         let tokens = Tokens::open(&context.input("dataset")?.path)?;
-        let base = Base::load(context, self.model.as_ref())?;
+        let base = Base::load(context, self.model.as_ref(), self.dtype.precision())?;
         base.belongs_to(&tokens)?;
         let prompt = Prompt::load(context, self.adapter.as_ref(), &base)?;
         let default = if tokens.has("test") { "test" } else { "train" };
@@ -265,7 +268,7 @@ impl Judge<'_> {
             self.context.progress(done as u64, rows.len() as u64, unit, of);
             go_on(self.context)
         };
-        Ok(score(self.base.model.as_ref(), prompt, rows, self.stage.batch_size, &mut watch)?)
+        Ok(score(&self.base.model, prompt, rows, self.stage.batch_size, &mut watch)?)
     }
 
     /// For each row the label whose tokens are the likeliest as a whole.
@@ -305,7 +308,7 @@ impl Judge<'_> {
             self.context.progress(progress.rows as u64, prompts.len() as u64, "rows", "generating");
             go_on(self.context)
         };
-        let ids = greedy(self.base.model.as_ref(), prompt, &prompts, &options, &mut watch)?;
+        let ids = greedy(&self.base.model, prompt, &prompts, &options, &mut watch)?;
         ids.iter().map(|ids| Ok(self.base.tokenizer.decode(ids, true)?)).collect()
     }
 

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::base::{self, Base};
+use super::base::{self, Base, DType};
 use super::prompt::{self, Prompt};
 use crate::artifact::dataset::Dataset;
 use crate::location::Location;
@@ -43,6 +43,9 @@ pub struct Generate {
     /// Prompts that are continued together; changes no result.
     #[serde(default = "eight")]
     pub batch_size: usize,
+    /// What the model computes in.
+    #[serde(default)]
+    pub dtype: DType,
 }
 
 /// One id or several.
@@ -129,7 +132,7 @@ answers:
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
         let texts = self.texts(context)?;
-        let base = Base::load(context, self.model.as_ref())?;
+        let base = Base::load(context, self.model.as_ref(), self.dtype.precision())?;
         let prompt = Prompt::load(context, self.adapter.as_ref(), &base)?;
         let rows = base.tokenizer.encode_all(&texts, true)?;
         let longest = rows.iter().map(Vec::len).max().unwrap_or(0) + self.max_new_tokens;
@@ -149,7 +152,7 @@ answers:
             context.progress(progress.tokens as u64, most, "tokens", "");
             if context.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let ids = greedy(base.model.as_ref(), prompt.as_ref().map(|p| &p.rows), &rows, &options, &mut watch)?;
+        let ids = greedy(&base.model, prompt.as_ref().map(|p| &p.rows), &rows, &options, &mut watch)?;
 
         let path = context.out.join("generations.jsonl");
         let file = File::create(&path).map_err(|e| StageError::io(&path, &e))?;

@@ -10,11 +10,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::base::{self, Base};
+use super::base::{self, Base, DType};
 use super::{place, rows};
 use crate::artifact::adapter::{Adapter, AdapterConfig};
 use crate::artifact::tokens::{Row as TokenRow, Tokens};
 use crate::location::Location;
+use crate::model::decoder::Keep;
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
 use crate::train::adamw::AdamWOptions;
 use crate::train::order::Shuffle;
@@ -87,9 +88,14 @@ pub struct TrainSoftPrompt {
     /// torch program with this seed visits.
     #[serde(default)]
     pub shuffle: Order,
-    /// What the model computes in.
+    /// What the model computes in. `bf16` rounds what a matrix product takes to bfloat16 and sums in f32; the
+    /// prompt, the optimizer and the loss stay f32.
     #[serde(default)]
     pub dtype: DType,
+    /// Compute the layers again on the way back instead of keeping them: less memory for a third more work;
+    /// changes no result.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// Write a line with the loss every so many steps; 0: only after epochs.
     #[serde(default)]
     pub log_every: usize,
@@ -146,15 +152,6 @@ impl Default for Order {
     fn default() -> Self {
         Self::Plain(true)
     }
-}
-
-/// What a model computes in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DType {
-    /// 32-bit floats.
-    #[default]
-    F32,
 }
 
 fn seed() -> u64 {
@@ -278,7 +275,7 @@ prompt:
         let token_rows = tokens.rows(&self.split)?;
         rows::has_labels(&token_rows, &self.split)?;
         let eval = self.eval_rows(&tokens)?;
-        let base = Base::load(context, self.model.as_ref())?;
+        let base = Base::load(context, self.model.as_ref(), self.dtype.precision())?;
         base.belongs_to(&tokens)?;
         for rows in [&token_rows, &eval] {
             base.has_room(self.num_virtual_tokens, rows::longest(&tokens.about, rows))?;
@@ -297,7 +294,7 @@ prompt:
 
         let options = self.options(rows.len());
         let mut watch = Watch::new(context, &base, eval, self.log_every)?;
-        let prompt = train(base.model.as_ref(), &start, &rows, &options, &mut watch)?;
+        let prompt = train(&base.model, &start, &rows, &options, &mut watch)?;
         let report = watch.finish()?;
 
         Adapter { config: self.adapter_config(&base), prompt }.write(context.out)?;
@@ -339,7 +336,7 @@ impl TrainSoftPrompt {
     }
 
     fn start(&self, base: &Base) -> Result<Tensor, StageError> {
-        let (model, n) = (base.model.as_ref(), self.num_virtual_tokens);
+        let (model, n) = (&base.model, self.num_virtual_tokens);
         Ok(match &self.init {
             Init::Text(text) => init::text(model, &base.tokenizer.encode(text, true)?, n)?,
             Init::Random => init::random(model, n, self.seed)?,
@@ -379,6 +376,7 @@ impl TrainSoftPrompt {
             batch_size: self.batch_size,
             gradient_accumulation: self.gradient_accumulation,
             micro_batch_size: self.micro_batch_size,
+            keep: if self.gradient_checkpointing { Keep::BlockInputs } else { Keep::Everything },
             learning_rate: self.learning_rate,
             schedule: self.schedule,
             warmup_steps: warmup as usize,
@@ -489,7 +487,7 @@ impl Observer for Watch<'_> {
             let context = self.context;
             let mut go_on =
                 |_| if context.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-            let scores = score(self.base.model.as_ref(), Some(prompt), &self.eval, EVAL_BATCH, &mut go_on)?;
+            let scores = score(&self.base.model, Some(prompt), &self.eval, EVAL_BATCH, &mut go_on)?;
             let total: Score = scores.into_iter().sum();
             text += &format!("  eval loss {:.4} (perplexity {:.3})", total.loss(), total.perplexity());
             eval_loss = Some(total.loss());

@@ -1,12 +1,9 @@
-//! Tokenised rows, and how they are packed for the model: no padding, only the positions that have a label.
-
-use std::sync::Arc;
-
-use candle_core::Tensor;
+//! Tokenised rows, and how they are packed for the model: no padding, nothing that no label depends on, and what
+//! all rows begin with only once.
 
 use super::TrainError;
 use crate::model::layout::{Layout, PackedRow};
-use crate::model::{Decoder, ModelError};
+use crate::model::{Decoder, ModelError, Rows};
 
 /// A tokenised row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,9 +57,10 @@ pub(super) fn check(rows: &[Row], vocabulary: usize) -> Result<(), TrainError> {
 /// Rows packed end to end behind a prefix.
 pub(super) struct Batch {
     ids: Vec<u32>,
-    layout: Arc<Layout>,
+    /// Prefix and rows.
+    pub layout: Layout,
     /// The packed tensor's rows whose next token has a label, in the rows' order.
-    pub keep: Vec<u32>,
+    pub asked: Vec<u32>,
     /// Those labels.
     pub targets: Vec<u32>,
     /// Which of the batch's rows each of them belongs to.
@@ -70,25 +68,46 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Packs rows behind `prefix` virtual tokens; `longest` has the longest row of the batch they are part of.
-    pub fn new<'a>(rows: impl Iterator<Item = &'a Row>, prefix: usize, longest: usize) -> Self {
-        let (mut ids, mut packed) = (Vec::new(), Vec::new());
-        let (mut keep, mut targets, mut owners) = (Vec::new(), Vec::new(), Vec::new());
-        for (owner, row) in rows.enumerate() {
-            let start = prefix + ids.len();
+    /// Packs rows behind a prompt for a model; `longest` has the longest row of the batch they are part of.
+    pub fn new(rows: &[&Row], model: &Decoder, prompt: &[f32], longest: usize) -> Self {
+        Self::pack(rows, prompt.len() / model.shape().hidden, longest, model.counts_padding())
+    }
+
+    fn pack(rows: &[&Row], virtual_tokens: usize, longest: usize, counts_padding: bool) -> Self {
+        let pads = |row: &Row| if counts_padding { row.pads_before(longest) } else { 0 };
+        // No label depends on a row's last one, nor on what stands behind it.
+        let used = |row: &Row| row.labels.iter().rposition(Option::is_some);
+        let labelled = rows.iter().enumerate().filter_map(|(owner, row)| Some((owner, *row, used(row)?)));
+        let labelled: Vec<(usize, &Row, &[u32])> =
+            labelled.map(|(owner, row, used)| (owner, row, &row.ids[..used])).collect();
+        // Tokens that all rows begin with have the same states in all of them, if they have the same positions.
+        let first_pads = labelled.first().map_or(0, |(_, row, _)| pads(row));
+        let same_positions = labelled.iter().all(|(_, row, _)| pads(row) == first_pads);
+        let shared = if same_positions { common_prefix(labelled.iter().map(|(.., text)| *text)) } else { 0 };
+
+        let mut ids = labelled.first().map_or(Vec::new(), |(.., text)| text[..shared].to_vec());
+        let (mut asked, mut targets, mut owners, mut packed) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (owner, row, text) in labelled {
+            let start = virtual_tokens + ids.len();
             for (i, label) in row.labels.iter().enumerate() {
                 // A token is predicted from the one before it; a row's first from the prompt's last.
-                let from = if i > 0 { Some(start + i - 1) } else { prefix.checked_sub(1) };
+                let from = match (virtual_tokens + i).checked_sub(1) {
+                    Some(before) if i > shared => Some(start + before - virtual_tokens - shared),
+                    other => other,
+                };
                 if let (Some(label), Some(from)) = (label, from) {
-                    keep.push(from as u32);
+                    asked.push(from as u32);
                     targets.push(*label);
                     owners.push(owner);
                 }
             }
-            ids.extend_from_slice(&row.ids);
-            packed.push(PackedRow { tokens: row.ids.len(), pads_before: row.pads_before(longest) });
+            ids.extend_from_slice(&text[shared..]);
+            packed.push(PackedRow { tokens: text.len() - shared, pads_before: pads(row) });
         }
-        Self { ids, layout: Arc::new(Layout::packed(prefix, &packed)), keep, targets, owners }
+        let shared = PackedRow { tokens: shared, pads_before: first_pads };
+        let layout = Layout::behind(virtual_tokens, shared, &packed);
+        Self { ids, layout, asked, targets, owners }
     }
 
     /// Tokens that go through the model, virtual ones included.
@@ -96,46 +115,70 @@ impl Batch {
         self.layout.tokens()
     }
 
-    /// The final states of the kept positions.
-    pub fn states(&self, model: &dyn Decoder, prompt: Option<&Tensor>) -> Result<Tensor, ModelError> {
-        let x = match (prompt, self.ids.is_empty()) {
-            (Some(prompt), true) => prompt.clone(),
-            (Some(prompt), false) => Tensor::cat(&[prompt, &model.embed(&self.ids)?], 0)?,
-            (None, _) => model.embed(&self.ids)?,
-        };
-        model.forward(&x, &self.layout, None, Some(&self.keep))
+    /// What the model is given: the prompt's rows and the tokens' embeddings.
+    pub fn embed(&self, model: &Decoder, prompt: &[f32]) -> Result<Rows, ModelError> {
+        model.embed_behind(prompt, &self.ids)
     }
 }
 
-/// The number of virtual tokens of a prompt that fits the model.
-pub(super) fn prefix(model: &dyn Decoder, prompt: Option<&Tensor>) -> Result<usize, ModelError> {
-    let hidden = model.shape().hidden;
-    match prompt {
-        None => Ok(0),
-        Some(prompt) => match prompt.dims() {
-            [n, width] if *width == hidden => Ok(*n),
-            found => Err(ModelError::PromptShape { found: found.to_vec(), hidden }),
-        },
-    }
+/// How many ids all texts begin with; a single text shares nothing.
+fn common_prefix<'a>(mut texts: impl Iterator<Item = &'a [u32]>) -> usize {
+    let Some(first) = texts.next() else { return 0 };
+    let same = |text: &[u32]| first.iter().zip(text).take_while(|(a, b)| a == b).count();
+    texts.map(same).min().unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn row(ids: &[u32], first_label: usize, pads: Pads) -> Row {
+        let labels = ids.iter().enumerate().map(|(i, id)| (i >= first_label).then_some(*id));
+        Row { ids: ids.to_vec(), labels: labels.collect(), pads }
+    }
+
     #[test]
-    fn only_positions_whose_next_token_has_a_label_are_kept() {
-        let rows = [
-            Row { ids: vec![5, 6, 7], labels: vec![None, None, Some(7)], pads: Pads::Before(4) },
-            Row { ids: vec![8, 9], labels: vec![Some(8), Some(9)], pads: Pads::ToLongest },
-        ];
-        let batch = Batch::new(rows.iter(), 2, 3);
-        assert_eq!(batch.keep, [3, 1, 5]);
+    fn only_what_a_label_depends_on_is_packed() {
+        let rows = [row(&[5, 6, 7], 2, Pads::Before(4)), row(&[8, 9], 0, Pads::ToLongest)];
+        let batch = Batch::pack(&rows.each_ref(), 2, 3, true);
+        assert_eq!(batch.ids, [5, 6, 8]);
+        assert_eq!(batch.asked, [3, 1, 4]);
         assert_eq!(batch.targets, [7, 8, 9]);
         assert_eq!(batch.owners, [0, 1, 1]);
-        assert_eq!(batch.tokens(), 7);
-        let batch = Batch::new(rows.iter(), 0, 3);
-        assert_eq!((batch.keep, batch.targets), (vec![1, 3], vec![7, 9]));
-        assert_eq!((rows[1].kept(2), rows[1].kept(0)), (2, 1));
+        assert_eq!(batch.layout.positions(), [0, 1, 6, 7, 3]);
+        // Without a prompt nothing predicts a row's first token.
+        let batch = Batch::pack(&rows.each_ref(), 0, 3, true);
+        assert_eq!(batch.asked, [1, 2]);
+        assert_eq!(batch.targets, [7, 9]);
+    }
+
+    #[test]
+    fn what_all_rows_begin_with_is_packed_once() {
+        let rows = [
+            row(&[5, 6, 7, 1], 3, Pads::Before(1)),
+            row(&[9, 9, 9], 5, Pads::Before(1)),
+            row(&[5, 6, 8, 8, 2], 1, Pads::Before(1)),
+        ];
+        let batch = Batch::pack(&rows.each_ref(), 2, 5, true);
+        assert_eq!(batch.ids, [5, 6, 7, 8, 8]);
+        assert_eq!(batch.layout.prefix(), 4);
+        assert_eq!(batch.layout.positions(), [0, 1, 3, 4, 5, 5, 6]);
+        assert_eq!(batch.asked, [4, 2, 3, 5, 6]);
+        assert_eq!(batch.targets, [1, 6, 8, 8, 2]);
+        assert_eq!(batch.owners, [0, 2, 2, 2, 2]);
+    }
+
+    #[test]
+    fn rows_at_other_positions_share_nothing_unless_the_model_does_not_count_padding() {
+        let rows = [row(&[5, 6, 1], 2, Pads::ToLongest), row(&[5, 6, 6, 1], 3, Pads::ToLongest)];
+        assert_eq!(Batch::pack(&rows.each_ref(), 1, 4, true).ids, [5, 6, 5, 6, 6]);
+        assert_eq!(Batch::pack(&rows.each_ref(), 1, 4, false).ids, [5, 6, 6]);
+    }
+
+    #[test]
+    fn a_row_needs_no_token_to_be_predicted_from_the_prompt() {
+        let rows = [row(&[7], 0, Pads::Before(0))];
+        let batch = Batch::pack(&rows.each_ref(), 3, 1, true);
+        assert_eq!((batch.ids.len(), &batch.asked[..], &batch.targets[..]), (0, &[2][..], &[7][..]));
     }
 }

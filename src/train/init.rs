@@ -13,19 +13,19 @@ use crate::model::Decoder;
 ///
 /// # Errors
 /// No ids, or one outside the vocabulary.
-pub fn text(model: &dyn Decoder, ids: &[u32], n: usize) -> Result<Tensor, TrainError> {
+pub fn text(model: &Decoder, ids: &[u32], n: usize) -> Result<Tensor, TrainError> {
     if ids.is_empty() {
         return Err(TrainError::Option("the text that the prompt starts from has no tokens".into()));
     }
     let ids: Vec<u32> = ids.iter().copied().cycle().take(n).collect();
-    Ok(model.embed(&ids)?)
+    Ok(model.embed(&ids)?.to_tensor()?)
 }
 
 /// Numbers from N(0, 1), `[n, hidden]`.
 ///
 /// # Errors
 /// A failed tensor operation.
-pub fn random(model: &dyn Decoder, n: usize, seed: u64) -> Result<Tensor, TrainError> {
+pub fn random(model: &Decoder, n: usize, seed: u64) -> Result<Tensor, TrainError> {
     let hidden = model.shape().hidden;
     Ok(Tensor::from_vec(Mt19937::new(seed).normals(n * hidden), (n, hidden), &Device::Cpu)?)
 }
@@ -34,11 +34,11 @@ pub fn random(model: &dyn Decoder, n: usize, seed: u64) -> Result<Tensor, TrainE
 ///
 /// # Errors
 /// A failed tensor operation.
-pub fn sample_vocabulary(model: &dyn Decoder, n: usize, seed: u64) -> Result<Tensor, TrainError> {
+pub fn sample_vocabulary(model: &Decoder, n: usize, seed: u64) -> Result<Tensor, TrainError> {
     let mut generator = Mt19937::new(seed);
     let vocabulary = model.shape().vocabulary as u32;
     let ids: Vec<u32> = (0..n).map(|_| generator.next_u32() % vocabulary).collect();
-    Ok(model.embed(&ids)?)
+    Ok(model.embed(&ids)?.to_tensor()?)
 }
 
 /// Rows of f32 from a file: the one tensor of a `.safetensors` file (an adapter's, say), or bare
@@ -46,7 +46,7 @@ pub fn sample_vocabulary(model: &dyn Decoder, n: usize, seed: u64) -> Result<Ten
 ///
 /// # Errors
 /// The file can't be read, or does not hold `n` rows of the model's width.
-pub fn file(model: &dyn Decoder, n: usize, path: &Path) -> Result<Tensor, TrainError> {
+pub fn file(model: &Decoder, n: usize, path: &Path) -> Result<Tensor, TrainError> {
     let wrong = |reason: String| TrainError::InitFile { path: path.to_path_buf(), reason };
     let hidden = model.shape().hidden;
     let bytes = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;

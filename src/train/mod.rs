@@ -3,6 +3,7 @@
 pub mod adamw;
 pub mod batch;
 pub mod error;
+pub mod gradient;
 pub mod init;
 pub mod order;
 pub mod random;

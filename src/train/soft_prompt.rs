@@ -2,15 +2,16 @@
 
 use std::time::Instant;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 
 use super::TrainError;
 use super::adamw::{AdamW, AdamWOptions};
-use super::batch::{Batch, Row, check, prefix};
+use super::batch::{Row, check};
+use super::gradient::differentiate;
 use super::order::{Order, Shuffle};
 use super::schedule::Schedule;
 use crate::model::Decoder;
-use crate::model::ops::cross_entropy::cross_entropy;
+use crate::model::decoder::Keep;
 
 /// How long training goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct SoftPromptOptions {
     /// Rows that go through the model at once, to save memory; `None`: a batch. Changes no result but in
     /// rounding.
     pub micro_batch_size: Option<usize>,
+    /// What is kept of a forward pass until the backward pass; changes no result.
+    pub keep: Keep,
     /// The highest learning rate.
     pub learning_rate: f64,
     /// How it changes.
@@ -56,6 +59,7 @@ impl Default for SoftPromptOptions {
             batch_size: 8,
             gradient_accumulation: 1,
             micro_batch_size: None,
+            keep: Keep::Everything,
             learning_rate: 3e-2,
             schedule: Schedule::Linear,
             warmup_steps: 0,
@@ -133,7 +137,7 @@ pub trait Observer {
 /// Options or rows that can't be used, a prompt that gets no gradient, a loss that is not finite, an
 /// interruption, or what the observer gave.
 pub fn train(
-    model: &dyn Decoder,
+    model: &Decoder,
     init: &Tensor,
     rows: &[Row],
     options: &SoftPromptOptions,
@@ -178,7 +182,7 @@ pub fn train(
 }
 
 struct Training<'a> {
-    model: &'a dyn Decoder,
+    model: &'a Decoder,
     rows: &'a [Row],
     options: &'a SoftPromptOptions,
     prompt: Vec<f32>,
@@ -195,7 +199,7 @@ struct Pass {
 
 impl<'a> Training<'a> {
     fn new(
-        model: &'a dyn Decoder,
+        model: &'a Decoder,
         init: &Tensor,
         rows: &'a [Row],
         options: &'a SoftPromptOptions,
@@ -213,13 +217,13 @@ impl<'a> Training<'a> {
             return Err(TrainError::NoRows);
         }
         check(rows, model.shape().vocabulary)?;
-        let n = prefix(model, Some(init))?;
-        if n == 0 {
+        let prompt = model.prompt(init)?;
+        if prompt.is_empty() {
             return Err(TrainError::Option("a prompt needs at least one virtual token".into()));
         }
-        let prompt: Vec<f32> = init.flatten_all()?.to_vec1()?;
+        let shape = (prompt.len() / model.shape().hidden, model.shape().hidden);
         let optimizer = AdamW::new(options.optimizer, prompt.len());
-        Ok(Self { model, rows, options, prompt, shape: (n, model.shape().hidden), optimizer })
+        Ok(Self { model, rows, options, prompt, shape, optimizer })
     }
 
     fn prompt(&self) -> Result<Tensor, TrainError> {
@@ -249,24 +253,15 @@ impl<'a> Training<'a> {
             if observer.cancelled() {
                 return Err(TrainError::Interrupted);
             }
-            let batch = Batch::new(micro.iter().map(|&i| &self.rows[i]), self.shape.0, longest);
-            if batch.keep.is_empty() {
-                continue;
-            }
-            tokens += batch.tokens();
-            let prompt = Var::from_slice(&self.prompt, self.shape, &Device::Cpu)?;
-            let states = batch.states(self.model, Some(&prompt))?;
-            let part = cross_entropy(&self.model.logits(&states)?, &batch.targets, labels)?;
-            loss += f64::from(part.to_scalar::<f32>()?);
+            let micro_rows: Vec<&Row> = micro.iter().map(|&i| &self.rows[i]).collect();
+            let part =
+                differentiate(self.model, &self.prompt, &micro_rows, longest, labels, self.options.keep)?;
+            loss += part.loss;
             if !loss.is_finite() {
                 return Err(TrainError::Loss { step, loss, rows: micro.to_vec() });
             }
-            let gradients = part.backward()?;
-            let Some(part) = gradients.get(&prompt) else {
-                return Err(TrainError::Gradient { step, what: "missing", rows: micro.to_vec() });
-            };
-            let part: Vec<f32> = part.flatten_all()?.to_vec1()?;
-            gradient.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            tokens += part.tokens;
+            gradient.iter_mut().zip(part.prompt.iter()).for_each(|(sum, part)| *sum += part);
         }
         let grad_norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
         if !grad_norm.is_finite() {

@@ -5,12 +5,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
+use pipe::model::decoder::Keep;
 use pipe::model::layout::{Layout, PackedRow};
-use pipe::model::ops::cross_entropy::cross_entropy;
-use pipe::model::{self, Decoder};
+use pipe::model::ops::cross_entropy::judge_with_gradient;
+use pipe::model::{self, Decoder, Precision};
 use pipe::train::soft_prompt::{Observer, Step};
 use pipe::train::{Pads, Row};
 
@@ -28,8 +28,8 @@ pub fn shared(name: &str) -> Option<PathBuf> {
     None
 }
 
-pub fn load(folder: &Path) -> Box<dyn Decoder> {
-    model::load(folder, &Device::Cpu).unwrap()
+pub fn load(folder: &Path) -> Decoder {
+    model::load(folder, &Device::Cpu, Precision::F32).unwrap()
 }
 
 pub fn tensors(path: &Path) -> HashMap<String, Tensor> {
@@ -68,40 +68,42 @@ pub fn pads(row: &Row) -> usize {
     }
 }
 
-/// Final logits of rows packed behind a prompt, if there is one.
-pub fn logits(model: &dyn Decoder, prompt: Option<&Tensor>, rows: &[&Row]) -> Tensor {
+/// Rows packed behind so many virtual tokens, and their ids.
+fn packed(prefix: usize, rows: &[&Row]) -> (Layout, Vec<u32>) {
     let packed: Vec<_> =
         rows.iter().map(|r| PackedRow { tokens: r.ids.len(), pads_before: pads(r) }).collect();
-    let ids: Vec<u32> = rows.iter().flat_map(|r| r.ids.clone()).collect();
-    let mut x = model.embed(&ids).unwrap();
-    let mut prefix = 0;
-    if let Some(prompt) = prompt {
-        prefix = prompt.dim(0).unwrap();
-        x = Tensor::cat(&[prompt, &x], 0).unwrap();
-    }
-    let hidden = model.forward(&x, &Arc::new(Layout::packed(prefix, &packed)), None, None).unwrap();
-    model.logits(&hidden).unwrap()
+    (Layout::packed(prefix, &packed), rows.iter().flat_map(|r| r.ids.clone()).collect())
+}
+
+/// Final logits of rows packed behind a prompt, if there is one.
+pub fn logits(model: &Decoder, prompt: Option<&Tensor>, rows: &[&Row]) -> Tensor {
+    let prompt = prompt.map(|p| model.prompt(p).unwrap()).unwrap_or_default();
+    let (layout, ids) = packed(prompt.len() / model.shape().hidden, rows);
+    let all: Vec<u32> = (0..layout.tokens() as u32).collect();
+    let states = model.forward(model.embed_behind(&prompt, &ids).unwrap(), &layout, &all, None).unwrap();
+    model.logits(&states).to_tensor().unwrap()
 }
 
 /// Mean loss over the rows' labels and its gradient for the prompt.
-pub fn loss_and_gradient(model: &dyn Decoder, prompt: &Tensor, rows: &[&Row]) -> (f32, Tensor) {
-    let prompt = Var::from_tensor(prompt).unwrap();
-    let logits = logits(model, Some(&prompt), rows);
-    let (mut keep, mut targets) = (Vec::new(), Vec::new());
-    let mut start = prompt.dim(0).unwrap();
+pub fn loss_and_gradient(model: &Decoder, prompt: &Tensor, rows: &[&Row]) -> (f32, Tensor) {
+    let virtual_tokens = prompt.dim(0).unwrap();
+    let (layout, ids) = packed(virtual_tokens, rows);
+    let (mut asked, mut targets) = (Vec::new(), Vec::new());
+    let mut start = virtual_tokens;
     for row in rows {
         for (i, label) in row.labels.iter().enumerate() {
             if let Some(label) = label {
-                keep.push((start + i - 1) as u32);
+                asked.push((start + i - 1) as u32);
                 targets.push(*label);
             }
         }
         start += row.ids.len();
     }
-    let logits = logits.index_select(&Tensor::new(keep, &Device::Cpu).unwrap(), 0).unwrap();
-    let loss = cross_entropy(&logits, &targets, targets.len()).unwrap();
-    let gradients = loss.backward().unwrap();
-    (loss.to_scalar().unwrap(), gradients.get(&prompt).expect("no gradient for the prompt").clone())
+    let x = model.embed_behind(&model.prompt(prompt).unwrap(), &ids).unwrap();
+    let (states, trace) = model.trace(x, &layout, &asked, Keep::Everything).unwrap();
+    let (judged, gradient) = judge_with_gradient(model.head(), &states, &targets, 1.0 / targets.len() as f32);
+    let loss = judged.iter().map(|j| j.nll).sum::<f64>() / targets.len() as f64;
+    (loss as f32, model.backward(trace, &gradient, virtual_tokens).to_tensor().unwrap())
 }
 
 /// Keeps every step.

@@ -1,145 +1,200 @@
-//! The activations of MLPs: GELU in its tanh form, and SwiGLU's gate.
+//! The activations of MLPs, between the products before and after: GELU in its tanh form, and SwiGLU.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use super::blocks;
+use super::exp::logistic;
 
-use super::{slice, with_values};
-
-/// GELU as BLOOM and GPT-2 approximate it: `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`.
-///
-/// # Errors
-/// The tensor is not f32 on the processor.
-pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(GeluTanh)
+/// What an MLP does to the output `u` of its first product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// GELU as BLOOM and GPT-2 approximate it: `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`.
+    GeluTanh,
+    /// `silu(gate) · up`, of rows `gate | up`.
+    SwiGlu,
 }
 
-/// `silu(gate) · up`, from `[rows, gate | up]` to half that width.
-///
-/// # Errors
-/// The width is odd, or the tensor is not f32 on the processor.
-pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
-    gate_up.contiguous()?.apply_op1(SwiGlu)
-}
+/// `2 √(2/π)`, and its product with GELU's cubic coefficient.
+const LINEAR: f32 = WIDE_LINEAR as f32;
+const CUBIC: f32 = (WIDE_LINEAR * 0.044715) as f32;
+const WIDE_LINEAR: f64 = std::f64::consts::SQRT_2 * std::f64::consts::FRAC_2_SQRT_PI;
 
-/// Numbers a thread takes at a time.
-const CHUNK: usize = 4096;
-const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-const CUBIC: f32 = 0.044715;
-
-/// The argument of the tanh, doubled: 1 + tanh(u) = 2·logistic(2u) costs one exponential.
-fn doubled(x: f32) -> f32 {
-    2.0 * SQRT_2_OVER_PI * (x + CUBIC * x * x * x)
-}
-
-fn logistic(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-struct GeluTanh;
-
-impl CustomOp1 for GeluTanh {
-    fn name(&self) -> &'static str {
-        "gelu_tanh"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = slice(storage, layout)?
-            .par_iter()
-            .with_min_len(CHUNK)
-            .map(|&x| x * logistic(doubled(x)))
-            .collect::<Vec<_>>();
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let dx: Vec<f32> = with_values(x, |x| {
-            with_values(gradient, |dy| {
-                let derivative = |x: f32| {
-                    let s = logistic(doubled(x));
-                    s + x * s * (1.0 - s) * 2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x)
-                };
-                let pairs = x.par_iter().with_min_len(CHUNK).zip(dy);
-                pairs.map(|(&x, dy)| dy * derivative(x)).collect()
-            })
-        })??;
-        Ok(Some(Tensor::from_vec(dx, x.dims(), x.device())?))
-    }
-}
-
-struct SwiGlu;
-
-impl CustomOp1 for SwiGlu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, width) = layout.shape().dims2()?;
-        if width % 2 != 0 {
-            candle_core::bail!("swiglu: gate and up take an even width, this is {width}");
+impl Activation {
+    /// The width of `u` where that of `y` is `inner`.
+    pub fn width(self, inner: usize) -> usize {
+        match self {
+            Self::GeluTanh => inner,
+            Self::SwiGlu => 2 * inner,
         }
-        let half = width / 2;
-        let mut y = vec![0.0; rows * half];
-        let x = slice(storage, layout)?;
-        y.par_chunks_mut(half).zip(x.par_chunks(width)).for_each(|(y, x)| {
-            let (gate, up) = x.split_at(half);
-            for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-                *y = g * logistic(*g) * u;
-            }
-        });
-        Ok((CpuStorage::F32(y), Shape::from((rows, half))))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let (rows, width) = x.dims2()?;
-        let half = width / 2;
-        let mut dx = vec![0.0; rows * width];
-        with_values(x, |x| {
-            with_values(gradient, |dy| {
-                let rows = dx.par_chunks_mut(width).zip(x.par_chunks(width)).zip(dy.par_chunks(half));
-                rows.for_each(|((dx, x), dy)| {
-                    let (gate, up) = x.split_at(half);
-                    let (d_gate, d_up) = dx.split_at_mut(half);
-                    for i in 0..half {
-                        let s = logistic(gate[i]);
-                        d_gate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-                        d_up[i] = dy[i] * gate[i] * s;
+    /// `u: [rows, width(inner)]` → `y: [rows, inner]`.
+    ///
+    /// # Panics
+    /// The slices don't have these shapes.
+    pub fn forward(self, u: &[f32], y: &mut [f32], inner: usize) {
+        let rows = self.rows(u, y, inner);
+        match self {
+            Self::GeluTanh => blocks::each(
+                rows,
+                inner,
+                (u, y),
+                #[inline(always)]
+                |(u, y): (&[f32], &mut [f32])| {
+                    for (y, u) in y.iter_mut().zip(u) {
+                        *y = gelu(*u).0;
                     }
-                });
-            })
-        })??;
-        Ok(Some(Tensor::from_vec(dx, x.dims(), x.device())?))
+                },
+            ),
+            Self::SwiGlu => blocks::each(
+                rows,
+                inner,
+                (u, y),
+                #[inline(always)]
+                |(u, y): (&[f32], &mut [f32])| {
+                    let (gate, up) = u.split_at(inner);
+                    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                        *y = silu(*gate).0 * up;
+                    }
+                },
+            ),
+        }
     }
+
+    /// Puts the gradient of `u: [rows, width(inner)]` in its place, from that of the output, `dy: [rows, inner]`.
+    ///
+    /// # Panics
+    /// The slices don't have these shapes.
+    pub fn backward(self, u: &mut [f32], dy: &[f32], inner: usize) {
+        let rows = self.rows(u, dy, inner);
+        match self {
+            Self::GeluTanh => blocks::each(
+                rows,
+                inner,
+                (u, dy),
+                #[inline(always)]
+                |(u, dy): (&mut [f32], &[f32])| {
+                    for (u, dy) in u.iter_mut().zip(dy) {
+                        *u = dy * gelu(*u).1;
+                    }
+                },
+            ),
+            Self::SwiGlu => blocks::each(
+                rows,
+                inner,
+                (u, dy),
+                #[inline(always)]
+                |(u, dy): (&mut [f32], &[f32])| {
+                    let (gate, up) = u.split_at_mut(inner);
+                    for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
+                        let (value, slope) = silu(*gate);
+                        (*gate, *up) = (dy * *up * slope, dy * value);
+                    }
+                },
+            ),
+        }
+    }
+
+    fn rows(self, u: &[f32], y: &[f32], inner: usize) -> usize {
+        let rows = blocks::count(y, inner);
+        assert_eq!(u.len(), rows * self.width(inner), "activation: input and output differ in rows");
+        rows
+    }
+}
+
+/// GELU and its derivative: `1 + tanh(z)` is `2 logistic(2z)`, which takes one exponential.
+#[inline(always)]
+fn gelu(x: f32) -> (f32, f32) {
+    let square = x * x;
+    let (value, slope) = logistic(x * square.mul_add(CUBIC, LINEAR));
+    (x * value, (x * slope).mul_add(square.mul_add(3.0 * CUBIC, LINEAR), value))
+}
+
+/// `x logistic(x)` and its derivative.
+#[inline(always)]
+fn silu(x: f32) -> (f32, f32) {
+    let (value, slope) = logistic(x);
+    (x * value, x.mul_add(slope, value))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check, numbers};
+    use super::super::testing::{close, gradient, numbers, same_bits, wide};
     use super::*;
 
+    const BOTH: [Activation; 2] = [Activation::GeluTanh, Activation::SwiGlu];
+
+    /// A row's activation by the formula.
+    fn expected(activation: Activation, u: &[f64]) -> Vec<f64> {
+        let gelu = |x: f64| {
+            let z = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + z.tanh())
+        };
+        match activation {
+            Activation::GeluTanh => u.iter().map(|x| gelu(*x)).collect(),
+            Activation::SwiGlu => {
+                let (gate, up) = u.split_at(u.len() / 2);
+                gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect()
+            }
+        }
+    }
+
     #[test]
-    fn gelu_value_and_gradient() {
-        for scale in [1.0, 4.0] {
-            let x = (numbers(&[7, 13], 1) * scale).unwrap();
-            check(&x, gelu_tanh, |x| {
-                let inner = ((x + (x.powf(3.0)? * 0.044715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
-                x * ((inner.tanh()? + 1.0)? * 0.5)?
-            });
+    fn values_and_gradients() {
+        for (rows, inner) in [(0, 3), (1, 1), (1, 64), (5, 3), (5, 17), (33, 64), (1, 300)] {
+            for (activation, scale) in BOTH.into_iter().flat_map(|a| [(a, 1.0), (a, 6.0)]) {
+                let width = activation.width(inner);
+                let u: Vec<f32> = numbers(rows * width, 1).iter().map(|x| scale * x).collect();
+                let dy = numbers(rows * inner, 2);
+                let (mut y, mut du) = (vec![0.0; dy.len()], u.clone());
+                activation.forward(&u, &mut y, inner);
+                activation.backward(&mut du, &dy, inner);
+                for i in 0..rows {
+                    let (row, out) = (i * width..(i + 1) * width, i * inner..(i + 1) * inner);
+                    let (u, dy) = (wide(&u[row.clone()]), wide(&dy[out.clone()]));
+                    close(&y[out], &expected(activation, &u), 5e-7);
+                    close(&du[row], &gradient(&u, &dy, |u| expected(activation, u)), 1e-6);
+                }
+            }
         }
     }
 
     #[test]
     fn gelu_of_large_numbers_is_finite() {
-        let x = Tensor::new(&[[-1e4f32, -50.0, 0.0, 50.0, 1e4]], &candle_core::Device::Cpu).unwrap();
-        assert_eq!(gelu_tanh(&x).unwrap().to_vec2::<f32>().unwrap(), [[0.0, 0.0, 0.0, 50.0, 1e4]]);
+        let (mut u, mut y) = ([-1e4, -50.0, 0.0, 50.0, 1e4], [0.0; 5]);
+        Activation::GeluTanh.forward(&u, &mut y, 5);
+        assert_eq!(y, [0.0, 0.0, 0.0, 50.0, 1e4]);
+        Activation::GeluTanh.backward(&mut u, &[1.0; 5], 5);
+        assert_eq!(u, [0.0, 0.0, 0.5, 1.0, 1.0]);
     }
 
     #[test]
-    fn swiglu_value_and_gradient() {
-        let x = (numbers(&[5, 14], 1) * 3.0).unwrap();
-        check(&x, swiglu, |x| {
-            let (gate, up) = (x.narrow(1, 0, 7)?, x.narrow(1, 7, 7)?);
-            (&gate / ((gate.neg()?.exp()? + 1.0)?)) * up
-        });
+    fn nan_stays() {
+        for activation in BOTH {
+            for at in 0..activation.width(70) {
+                let (mut u, mut y) = (numbers(activation.width(70), 1), vec![0.0; 70]);
+                u[at] = f32::NAN;
+                activation.forward(&u, &mut y, 70);
+                activation.backward(&mut u, &numbers(70, 2), 70);
+                let gate = at % 70;
+                assert!(y.iter().enumerate().all(|(i, y)| y.is_nan() == (i == gate)), "{activation:?} {at}");
+                assert!(u[gate].is_nan() && (at < 70 || !u[at].is_nan()));
+            }
+            let (mut u, mut dy) = (numbers(activation.width(70), 1), numbers(70, 2));
+            dy[3] = f32::NAN;
+            activation.backward(&mut u, &dy, 70);
+            assert!(u.iter().enumerate().all(|(i, u)| u.is_nan() == (i % 70 == 3)));
+        }
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        for activation in BOTH {
+            let (u, dy) = (numbers(33 * activation.width(1000), 1), numbers(33_000, 2));
+            same_bits(|| {
+                let (mut y, mut du) = (vec![0.0; dy.len()], u.clone());
+                activation.forward(&u, &mut y, 1000);
+                activation.backward(&mut du, &dy, 1000);
+                [y, du].concat()
+            });
+        }
     }
 }

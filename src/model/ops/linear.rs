@@ -2,154 +2,75 @@
 //!
 //! Backward gives the input's gradient; the weight gets none, and no buffer of its size.
 
-use std::sync::Arc;
+use super::matmul::{Precision, Start, Threads, Weight, backward, forward};
+use crate::model::rows::Rows;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-
-use super::matmul::{Matrix, MatrixMut, Threads, add_product, product};
-use super::{slice, with_values};
-
-/// `x · W + b` over frozen `W` and `b`.
-#[derive(Clone)]
-pub struct Linear(Arc<Frozen>);
-
-struct Frozen {
-    weight: Tensor,
+/// `x · Wᵀ + b` over a frozen `W` `[outputs, inputs]` and `b` `[outputs]`.
+pub struct Linear {
+    weight: Weight,
     bias: Option<Vec<f32>>,
-    inputs: usize,
-    outputs: usize,
-    stored: Stored,
-}
-
-/// How the weight lies in memory; both directions read it as it is.
-enum Stored {
-    OutputsByInputs,
-    InputsByOutputs,
+    precision: Precision,
 }
 
 impl Linear {
-    /// From a weight `[outputs, inputs]`, as torch's `Linear` keeps it, and a bias `[outputs]`.
+    /// From its weight, and its bias if it has one; the weight is prepared for products of many rows.
     ///
-    /// # Errors
-    /// The weight is not a matrix, or the bias has another length.
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let (outputs, inputs) = weight.dims2()?;
-        Self::build(weight, bias, inputs, outputs, Stored::OutputsByInputs)
+    /// # Panics
+    /// The bias has another length than the weight has outputs.
+    pub fn new(weight: Weight, bias: Option<Vec<f32>>, precision: Precision) -> Self {
+        let outputs = weight.outputs_len();
+        assert!(bias.as_ref().is_none_or(|b| b.len() == outputs), "linear: {outputs} outputs, another bias");
+        Self { weight: weight.prepared(precision), bias, precision }
     }
 
-    /// From a weight `[inputs, outputs]`, as GPT-2's `Conv1D` keeps it, and a bias `[outputs]`.
-    ///
-    /// # Errors
-    /// The weight is not a matrix, or the bias has another length.
-    pub fn from_conv1d(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let (inputs, outputs) = weight.dims2()?;
-        Self::build(weight, bias, inputs, outputs, Stored::InputsByOutputs)
+    /// A vocabulary head, of which some outputs are asked for at a time, for few rows: the weight stays as it
+    /// lies, but is rounded once.
+    pub fn head(weight: Weight, precision: Precision) -> Self {
+        let weight = match precision {
+            Precision::F32 => weight,
+            Precision::BF16 => weight.to_bf16(),
+        };
+        Self { weight, bias: None, precision }
     }
 
-    fn build(
-        weight: Tensor,
-        bias: Option<Tensor>,
-        inputs: usize,
-        outputs: usize,
-        stored: Stored,
-    ) -> Result<Self> {
-        let bias = bias.map(|b| b.reshape(outputs)?.to_vec1::<f32>()).transpose()?;
-        let weight = weight.contiguous()?;
-        Ok(Self(Arc::new(Frozen { weight, bias, inputs, outputs, stored })))
+    /// The weight.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
     }
 
-    /// `[rows, inputs]` → `[rows, outputs]`.
-    ///
-    /// # Errors
-    /// The input has another width.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op1(Apply(self.0.clone()))
-    }
-}
-
-impl Frozen {
-    /// The weight as the matrix `[inputs, outputs]` that multiplies a row from the right.
-    fn matrix<'a>(&self, values: &'a [f32]) -> Matrix<'a> {
-        match self.stored {
-            Stored::OutputsByInputs => {
-                Matrix::new(values, self.outputs, self.inputs, self.inputs).transposed()
-            }
-            Stored::InputsByOutputs => Matrix::new(values, self.inputs, self.outputs, self.outputs),
-        }
-    }
-}
-
-struct Apply(Arc<Frozen>);
-
-impl CustomOp1 for Apply {
-    fn name(&self) -> &'static str {
-        "linear"
+    /// What the products are computed in.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let Frozen { weight, bias, inputs, outputs, .. } = &*self.0;
-        let (rows, width) = layout.shape().dims2()?;
-        if width != *inputs {
-            candle_core::bail!("linear: the input has width {width}, the weight needs {inputs}");
-        }
-        let x = Matrix::new(slice(storage, layout)?, rows, *inputs, *inputs);
-        let mut y = Vec::with_capacity(rows * outputs);
-        match bias {
-            Some(bias) => (0..rows).for_each(|_| y.extend_from_slice(bias)),
-            None => y.resize(rows * outputs, 0.0),
-        }
-        with_values(weight, |w| {
-            let out = MatrixMut::new(&mut y, rows, *outputs, *outputs);
-            match bias {
-                Some(_) => add_product(out, 1.0, x, self.0.matrix(w), Threads::All),
-                None => product(out, 1.0, x, self.0.matrix(w), Threads::All),
-            }
-        })?;
-        Ok((CpuStorage::F32(y), Shape::from((rows, *outputs))))
+    /// `[rows, inputs]` → `[rows, outputs]`
+    pub fn forward(&self, x: &Rows) -> Rows {
+        let mut y = x.pool().rows(x.rows(), self.weight.outputs_len());
+        let start = self.bias.as_deref().map_or(Start::Zero, Start::Bias);
+        forward(&mut y, x, &self.weight, start, self.precision, Threads::All);
+        y
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let Frozen { weight, inputs, outputs, .. } = &*self.0;
-        let rows = x.dim(0)?;
-        let mut dx = vec![0.0; rows * inputs];
-        with_values(gradient, |dy| {
-            with_values(weight, |w| {
-                let out = MatrixMut::new(&mut dx, rows, *inputs, *inputs);
-                let dy = Matrix::new(dy, rows, *outputs, *outputs);
-                product(out, 1.0, dy, self.0.matrix(w).transposed(), Threads::All);
-            })
-        })??;
-        Ok(Some(Tensor::from_vec(dx, (rows, *inputs), x.device())?))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::DType::F64;
-
-    use super::super::testing::{check, numbers};
-    use super::*;
-
-    #[test]
-    fn value_and_gradient_with_and_without_bias() {
-        for (rows, inputs, outputs) in [(1, 3, 5), (7, 13, 9), (33, 17, 31)] {
-            let x = numbers(&[rows, inputs], 1);
-            let (w, b) = (numbers(&[outputs, inputs], 2), numbers(&[outputs], 3));
-            let (w64, b64) = (w.to_dtype(F64).unwrap(), b.to_dtype(F64).unwrap());
-            let linear = Linear::new(w.clone(), Some(b.clone())).unwrap();
-            let formula = |x: &Tensor| x.matmul(&w64.t()?)?.broadcast_add(&b64);
-            check(&x, |x| linear.forward(x), formula);
-            let conv = Linear::from_conv1d(w.t().unwrap(), Some(b)).unwrap();
-            check(&x, |x| conv.forward(x), formula);
-            let plain = Linear::new(w, None).unwrap();
-            check(&x, |x| plain.forward(x), |x| x.matmul(&w64.t()?));
-        }
+    /// The same, added to `residual` `[rows, outputs]`.
+    pub fn forward_onto(&self, x: &Rows, residual: &Rows) -> Rows {
+        let mut y = residual.like();
+        let start = match self.bias.as_deref() {
+            Some(bias) => Start::RowsAndBias { rows: residual, bias },
+            None => Start::Rows(residual),
+        };
+        forward(&mut y, x, &self.weight, start, self.precision, Threads::All);
+        y
     }
 
-    #[test]
-    fn an_input_of_another_width_is_refused() {
-        let linear = Linear::new(numbers(&[4, 3], 1), None).unwrap();
-        let error = linear.forward(&numbers(&[2, 5], 2)).unwrap_err();
-        assert!(error.to_string().starts_with("linear: the input has width 5, the weight needs 3"));
+    /// From the output's gradient `[rows, outputs]` to the input's `[rows, inputs]`.
+    pub fn backward(&self, dy: &Rows) -> Rows {
+        let mut dx = dy.pool().rows(dy.rows(), self.weight.inputs_len());
+        backward(&mut dx, dy, &self.weight, Start::Zero, self.precision, Threads::All);
+        dx
+    }
+
+    /// [`Linear::backward`], added to `dx`.
+    pub fn add_backward(&self, dy: &Rows, dx: &mut Rows) {
+        backward(dx, dy, &self.weight, Start::Output, self.precision, Threads::All);
     }
 }

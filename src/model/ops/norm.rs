@@ -1,162 +1,221 @@
-//! Layer norm and RMS norm over frozen weights.
+//! Layer norm and RMS norm of rows, over frozen weights: the input has a gradient, the weights have none.
+//!
+//! Nothing is kept between forward and backward: the statistics of a row are cheaper to compute again than to
+//! carry about.
 
-use std::sync::Arc;
-
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
-
-use super::{slice, with_values};
+use super::{blocks, reduce};
 
 /// A normalisation of each row.
-#[derive(Clone)]
-pub struct Norm(Arc<Frozen>);
-
-struct Frozen {
+#[derive(Clone, Debug)]
+pub struct Norm {
     weight: Vec<f32>,
     /// Layer norm's bias; RMS norm has none, and takes no mean away.
     bias: Option<Vec<f32>>,
-    eps: f32,
+    eps: f64,
 }
 
 impl Norm {
     /// Layer norm: `(x - mean) / sqrt(variance + eps) · weight + bias`.
     ///
-    /// # Errors
-    /// The weights are not vectors of f32.
-    pub fn layer(weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Self> {
-        let bias = Some(bias.to_vec1()?);
-        Ok(Self(Arc::new(Frozen { weight: weight.to_vec1()?, bias, eps: eps as f32 })))
+    /// # Panics
+    /// Weight and bias differ in length, or are empty.
+    pub fn layer(weight: Vec<f32>, bias: Vec<f32>, eps: f64) -> Self {
+        assert_eq!(weight.len(), bias.len(), "norm: weight and bias differ in length");
+        Self { bias: Some(bias), ..Self::rms(weight, eps) }
     }
 
     /// RMS norm: `x / sqrt(mean(x²) + eps) · weight`.
     ///
-    /// # Errors
-    /// The weight is not a vector of f32.
-    pub fn rms(weight: &Tensor, eps: f64) -> Result<Self> {
-        Ok(Self(Arc::new(Frozen { weight: weight.to_vec1()?, bias: None, eps: eps as f32 })))
+    /// # Panics
+    /// The weight is empty.
+    pub fn rms(weight: Vec<f32>, eps: f64) -> Self {
+        assert!(!weight.is_empty(), "norm: the weight is empty");
+        Self { weight, bias: None, eps }
     }
 
-    /// `[rows, width]` → the same.
+    /// `x: [rows, width]` → `y`, the same.
     ///
-    /// # Errors
-    /// The input has another width.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op1(Apply(self.0.clone()))
-    }
-}
-
-impl Frozen {
-    /// What is taken from each number of a row, and what it is then multiplied by.
-    fn moments(&self, row: &[f32]) -> (f32, f32) {
-        let n = row.len() as f64;
-        let mean = if self.bias.is_some() { (sum(row, |x| x) / n) as f32 } else { 0.0 };
-        let variance = (sum(row, |x| (x - mean) * (x - mean)) / n) as f32;
-        (mean, 1.0 / (variance + self.eps).sqrt())
+    /// # Panics
+    /// The slices aren't rows of the weight's width, or differ in length.
+    pub fn forward(&self, x: &[f32], y: &mut [f32]) {
+        let width = self.weight.len();
+        assert_eq!(x.len(), y.len(), "norm: input and output differ in length");
+        blocks::each(
+            blocks::count(x, width),
+            width,
+            (x, y),
+            #[inline(always)]
+            |(x, y)| self.forward_row(x, y),
+        );
     }
 
-    fn forward(&self, x: &[f32], y: &mut [f32]) {
+    /// Adds the gradient of the input to `dx`, from `x` and the gradient of the output: all `[rows, width]`.
+    ///
+    /// # Panics
+    /// The slices aren't rows of the weight's width, or differ in length.
+    pub fn add_backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let width = self.weight.len();
+        assert!(x.len() == dy.len() && x.len() == dx.len(), "norm: input and gradients differ in length");
+        blocks::each(
+            blocks::count(x, width),
+            width,
+            ((x, dy), dx),
+            #[inline(always)]
+            |((x, dy), dx)| self.add_backward_row(x, dy, dx),
+        );
+    }
+
+    #[inline(always)]
+    fn forward_row(&self, x: &[f32], y: &mut [f32]) {
         let (mean, scale) = self.moments(x);
-        for ((y, x), w) in y.iter_mut().zip(x).zip(&self.weight) {
-            *y = (x - mean) * scale * w;
-        }
+        let scaled = y.iter_mut().zip(x).zip(&self.weight);
         if let Some(bias) = &self.bias {
-            y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            for (((y, x), w), b) in scaled.zip(bias) {
+                *y = ((x - mean) * scale).mul_add(*w, *b);
+            }
+        } else {
+            for ((y, x), w) in scaled {
+                *y = x * scale * w;
+            }
         }
     }
 
-    fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    #[inline(always)]
+    fn add_backward_row(&self, x: &[f32], dy: &[f32], dx: &mut [f32]) {
         let n = x.len() as f64;
         let (mean, scale) = self.moments(x);
-        let (mut sum, mut dot) = (0.0f64, 0.0f64);
-        for ((x, dy), w) in x.iter().zip(dy).zip(&self.weight) {
-            sum += f64::from(dy * w);
-            dot += f64::from(dy * w * (x - mean) * scale);
-        }
-        let sum = if self.bias.is_some() { (sum / n) as f32 } else { 0.0 };
-        let dot = (dot / n) as f32;
-        for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(&self.weight) {
-            *dx = scale * (dy * w - sum - (x - mean) * scale * dot);
+        let w = &self.weight[..];
+        let shift = match self.bias {
+            Some(_) => {
+                (reduce::sum(
+                    [dy, w],
+                    #[inline(always)]
+                    |sum, [dy, w]| dy.mul_add(w, sum),
+                ) / n) as f32
+            }
+            None => 0.0,
+        };
+        let dot = reduce::sum(
+            [x, dy, w],
+            #[inline(always)]
+            |sum, [x, dy, w]| (dy * w).mul_add(x - mean, sum),
+        );
+        let slope = (f64::from(scale).powi(2) * dot / n) as f32;
+        for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
+            let inner = (x - mean).mul_add(-slope, dy.mul_add(*w, -shift));
+            *dx = scale.mul_add(inner, *dx);
         }
     }
-}
 
-/// A sum in f64: the rounding of every norm goes through all layers behind it.
-fn sum(row: &[f32], term: impl Fn(f32) -> f32) -> f64 {
-    row.iter().map(|x| f64::from(term(*x))).sum()
-}
-
-struct Apply(Arc<Frozen>);
-
-impl CustomOp1 for Apply {
-    fn name(&self) -> &'static str {
-        "norm"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, width) = layout.shape().dims2()?;
-        if width != self.0.weight.len() {
-            candle_core::bail!("norm: the input has width {width}, the weight {}", self.0.weight.len());
-        }
-        let x = slice(storage, layout)?;
-        let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(width).zip(x.par_chunks(width)).for_each(|(y, x)| self.0.forward(x, y));
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let width = self.0.weight.len();
-        let mut dx = vec![0.0; x.elem_count()];
-        with_values(x, |x| {
-            with_values(gradient, |dy| {
-                dx.par_chunks_mut(width)
-                    .zip(x.par_chunks(width))
-                    .zip(dy.par_chunks(width))
-                    .for_each(|((dx, x), dy)| self.0.backward(x, dy, dx));
-            })
-        })??;
-        Ok(Some(Tensor::from_vec(dx, x.dims(), x.device())?))
+    /// What is taken from each number of a row, and what it is then multiplied by.
+    #[inline(always)]
+    fn moments(&self, row: &[f32]) -> (f32, f32) {
+        let n = row.len() as f64;
+        let mean = match self.bias {
+            Some(_) => {
+                (reduce::sum(
+                    [row],
+                    #[inline(always)]
+                    |sum, [x]| sum + x,
+                ) / n) as f32
+            }
+            None => 0.0,
+        };
+        let variance = reduce::sum(
+            [row],
+            #[inline(always)]
+            |sum, [x]| (x - mean).mul_add(x - mean, sum),
+        ) / n;
+        (mean, (1.0 / (variance + self.eps).sqrt()) as f32)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{D, DType::F64};
-
-    use super::super::testing::{check, numbers};
+    use super::super::testing::{close, gradient, numbers, same_bits, wide};
     use super::*;
 
+    const EPS: f64 = 1e-5;
+
+    fn norms(width: usize) -> [Norm; 2] {
+        let (weight, bias) = (numbers(width, 2), numbers(width, 3));
+        [Norm::layer(weight.clone(), bias, EPS), Norm::rms(weight, EPS)]
+    }
+
+    /// A row's norm by the formula.
+    fn expected(norm: &Norm, x: &[f64]) -> Vec<f64> {
+        let n = x.len() as f64;
+        let mean = if norm.bias.is_some() { x.iter().sum::<f64>() / n } else { 0.0 };
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+        let bias = norm.bias.clone().unwrap_or(vec![0.0; x.len()]);
+        let weights = norm.weight.iter().zip(&bias).map(|(w, b)| (f64::from(*w), f64::from(*b)));
+        x.iter().zip(weights).map(|(x, (w, b))| (x - mean) / (variance + EPS).sqrt() * w + b).collect()
+    }
+
     #[test]
-    fn layer_norm_value_and_gradient() {
-        for (rows, width) in [(1, 3), (5, 17), (9, 64)] {
-            let (w, b) = (numbers(&[width], 2), numbers(&[width], 3));
-            let norm = Norm::layer(&w, &b, 1e-5).unwrap();
-            let (w, b) = (w.to_dtype(F64).unwrap(), b.to_dtype(F64).unwrap());
-            check(
-                &numbers(&[rows, width], 1),
-                |x| norm.forward(x),
-                |x| {
-                    let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-                    let deviation = (x.sqr()?.mean_keepdim(D::Minus1)? + 1e-5)?.sqrt()?;
-                    x.broadcast_div(&deviation)?.broadcast_mul(&w)?.broadcast_add(&b)
-                },
-            );
+    fn values_and_gradients() {
+        for (rows, width) in [(0, 3), (1, 1), (1, 64), (5, 3), (5, 17), (33, 64), (5, 200), (2, 1024)] {
+            for norm in norms(width) {
+                let x: Vec<f32> = numbers(rows * width, 1).iter().map(|x| 3.0 * x + 0.5).collect();
+                let dy = numbers(rows * width, 4);
+                let before = numbers(rows * width, 5);
+                let (mut y, mut dx) = (vec![0.0; x.len()], before.clone());
+                norm.forward(&x, &mut y);
+                norm.add_backward(&x, &dy, &mut dx);
+                for i in 0..rows {
+                    let row = i * width..(i + 1) * width;
+                    let (x, dy) = (wide(&x[row.clone()]), wide(&dy[row.clone()]));
+                    close(&y[row.clone()], &expected(&norm, &x), 1e-6);
+                    let mut expected = gradient(&x, &dy, |x| expected(&norm, x));
+                    expected.iter_mut().zip(&before[row.clone()]).for_each(|(d, b)| *d += f64::from(*b));
+                    // In narrow rows, what is added is next to nothing of what cancels.
+                    close(&dx[row], &expected, if width < 17 { 2e-5 } else { 1e-6 });
+                }
+            }
         }
     }
 
     #[test]
-    fn rms_norm_value_and_gradient() {
-        for (rows, width) in [(1, 3), (5, 17), (9, 64)] {
-            let w = numbers(&[width], 2);
-            let norm = Norm::rms(&w, 1e-6).unwrap();
-            let w = w.to_dtype(F64).unwrap();
-            check(
-                &numbers(&[rows, width], 1),
-                |x| norm.forward(x),
-                |x| {
-                    let size = (x.sqr()?.mean_keepdim(D::Minus1)? + 1e-6)?.sqrt()?;
-                    x.broadcast_div(&size)?.broadcast_mul(&w)
-                },
-            );
+    fn a_mean_far_from_zero_costs_little() {
+        for norm in norms(1024) {
+            let x: Vec<f32> = numbers(1024, 1).iter().map(|x| x + 100.0).collect();
+            let mut y = vec![0.0; x.len()];
+            norm.forward(&x, &mut y);
+            // Half an ulp of the mean, 4e-6, over the deviation.
+            close(&y, &expected(&norm, &wide(&x)), 8e-6);
         }
+    }
+
+    #[test]
+    fn nan_spreads_over_its_row_only() {
+        for norm in norms(100) {
+            let (mut x, dy) = (numbers(300, 1), numbers(300, 2));
+            let (mut y, mut dx) = (vec![0.0; 300], vec![0.0; 300]);
+            x[150] = f32::NAN;
+            norm.forward(&x, &mut y);
+            norm.add_backward(&x, &dy, &mut dx);
+            for (i, (y, dx)) in y.iter().zip(&dx).enumerate() {
+                assert_eq!((y.is_nan(), dx.is_nan()), (i / 100 == 1, i / 100 == 1), "{i}");
+            }
+        }
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        for norm in norms(1000) {
+            let (x, dy) = (numbers(99_000, 1), numbers(99_000, 2));
+            same_bits(|| {
+                let (mut y, mut dx) = (vec![0.0; x.len()], vec![1.0; x.len()]);
+                norm.forward(&x, &mut y);
+                norm.add_backward(&x, &dy, &mut dx);
+                [y, dx].concat()
+            });
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "4 numbers aren't rows of 3")]
+    fn another_width_is_refused() {
+        norms(3)[0].forward(&[0.0; 4], &mut [0.0; 4]);
     }
 }

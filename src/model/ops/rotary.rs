@@ -1,116 +1,183 @@
-//! Rotary position embedding on the query and key columns of a packed `[queries | keys | values]` tensor.
+//! Rotary position embedding: turning the two halves of a head against each other.
+//!
+//! Which columns of a row are queries and which are keys is the caller's to say.
 
-use std::sync::Arc;
-
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
-
-use super::attention::Heads;
-use super::{slice, with_values};
+use super::blocks;
 
 /// The rotation of every token of a batch: made once, used by every layer.
-#[derive(Clone)]
-pub struct Rotation(Arc<Angles>);
-
-struct Angles {
-    /// cos and sin by token and frequency, `[tokens, 2, dim / 2]`.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    /// Cosine and sine by token and frequency, `[tokens, 2, dim / 2]`.
     turns: Vec<f32>,
-    heads: Heads,
+    dim: usize,
+}
+
+/// Which way to turn. The transpose of a rotation is its inverse, so the gradient is turned back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// By the angle.
+    Forward,
+    /// By minus the angle.
+    Back,
 }
 
 impl Rotation {
     /// Turns each token by its position times each of the `dim / 2` frequencies.
-    pub fn new(positions: &[u32], frequencies: &[f32], heads: Heads) -> Self {
-        let mut turns = Vec::with_capacity(positions.len() * frequencies.len() * 2);
-        for &position in positions {
-            turns.extend(frequencies.iter().map(|f| (position as f32 * f).cos()));
-            turns.extend(frequencies.iter().map(|f| (position as f32 * f).sin()));
-        }
-        Self(Arc::new(Angles { turns, heads }))
-    }
-
-    /// Turns the queries and keys of `[tokens, queries | keys | values]`; values stay as they are.
     ///
-    /// # Errors
-    /// The tensor has another number of tokens or columns.
-    pub fn forward(&self, qkv: &Tensor) -> Result<Tensor> {
-        qkv.contiguous()?.apply_op1(Apply(self.0.clone()))
-    }
-}
-
-impl Angles {
-    /// `direction` 1 turns forward, -1 back: the transpose of a rotation is its inverse.
-    fn turn(&self, x: &[f32], direction: f32) -> Vec<f32> {
-        let (width, dim) = (self.heads.width(), self.heads.dim);
-        let mut y = x.to_vec();
-        y.par_chunks_mut(width).zip(self.turns.par_chunks(dim)).for_each(|(row, turns)| {
-            let (cos, sin) = turns.split_at(dim / 2);
-            let queries = (0..self.heads.count).map(|h| self.heads.query(h));
-            let keys = (0..self.heads.kv_count).map(|h| self.heads.key(h));
-            for start in queries.chain(keys) {
-                let (a, b) = row[start..start + dim].split_at_mut(dim / 2);
-                for i in 0..dim / 2 {
-                    let (x, y, sin) = (a[i], b[i], direction * sin[i]);
-                    a[i] = x * cos[i] - y * sin;
-                    b[i] = y * cos[i] + x * sin;
-                }
-            }
-        });
-        y
-    }
-}
-
-struct Apply(Arc<Angles>);
-
-impl CustomOp1 for Apply {
-    fn name(&self) -> &'static str {
-        "rotary"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (tokens, width) = layout.shape().dims2()?;
-        let expected = (self.0.turns.len() / self.0.heads.dim, self.0.heads.width());
-        if (tokens, width) != expected {
-            candle_core::bail!("rotary: the input is [{tokens}, {width}], the rotation is for {expected:?}");
+    /// # Panics
+    /// There is another number of frequencies, or none.
+    pub fn new(positions: &[u32], frequencies: &[f32], dim: usize) -> Self {
+        assert!(
+            dim > 0 && frequencies.len() * 2 == dim,
+            "rotary: {} frequencies don't turn heads of dimension {dim}",
+            frequencies.len()
+        );
+        let mut turns = Vec::with_capacity(positions.len() * dim);
+        for &position in positions {
+            let angles = frequencies.iter().map(|frequency| position as f32 * frequency);
+            turns.extend(angles.clone().map(f32::cos));
+            turns.extend(angles.map(f32::sin));
         }
-        Ok((CpuStorage::F32(self.0.turn(slice(storage, layout)?, 1.0)), layout.shape().clone()))
+        Self { turns, dim }
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_values(gradient, |dy| self.0.turn(dy, -1.0))?;
-        Ok(Some(Tensor::from_vec(dx, x.dims(), x.device())?))
+    /// The rotation of the tokens `keep` in their order, each as often as it is named.
+    ///
+    /// # Panics
+    /// There is no such token.
+    pub fn at(&self, keep: &[u32]) -> Self {
+        let token = |t: u32| &self.turns[t as usize * self.dim..][..self.dim];
+        Self { turns: keep.iter().flat_map(|t| token(*t)).copied().collect(), dim: self.dim }
+    }
+
+    /// Turns `heads` heads of every token of `x: [tokens, width]` in place: the first starts at `first_column`, each
+    /// other one `step` columns behind the one before it.
+    ///
+    /// # Panics
+    /// There is another number of tokens, or the heads overlap or leave the row.
+    pub fn turn(
+        &self,
+        x: &mut [f32],
+        width: usize,
+        first_column: usize,
+        step: usize,
+        heads: usize,
+        direction: Direction,
+    ) {
+        let (dim, tokens) = (self.dim, blocks::count(x, width));
+        assert_eq!(tokens * dim, self.turns.len(), "rotary: the rotation is for another number of tokens");
+        let Some(last) = heads.checked_sub(1) else { return };
+        assert!(
+            first_column + last * step + dim <= width && (last == 0 || step >= dim),
+            "rotary: {heads} heads from column {first_column} in steps of {step} aren't in rows of {width}"
+        );
+        let sign = match direction {
+            Direction::Forward => 1.0,
+            Direction::Back => -1.0,
+        };
+        blocks::each(
+            tokens,
+            heads * dim,
+            (x, &self.turns[..]),
+            #[inline(always)]
+            |(x, turns): (&mut [f32], &[f32])| {
+                let (cos, sin) = turns.split_at(dim / 2);
+                for head in x[first_column..].chunks_mut(step.max(dim)).take(heads) {
+                    turn(&mut head[..dim], cos, sin, sign);
+                }
+            },
+        );
+    }
+}
+
+/// Turns one head, by the angles with these cosines, and these sines times `sign`.
+#[inline(always)]
+fn turn(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    let (a, b) = head.split_at_mut(cos.len());
+    for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+        let (x, y, sin) = (*a, *b, sign * sin);
+        *a = x.mul_add(*cos, -(y * sin));
+        *b = y.mul_add(*cos, x * sin);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
-    use super::super::testing::{check, numbers};
+    use super::super::testing::{close, numbers, same_bits, wide};
     use super::*;
 
+    /// The heads' columns turned by the formula.
+    fn expected(x: &[f32], angles: &[Vec<f32>], width: usize, starts: &[usize]) -> Vec<f64> {
+        let mut y = wide(x);
+        for (row, angles) in y.chunks_mut(width).zip(angles) {
+            for start in starts {
+                for (i, angle) in angles.iter().enumerate() {
+                    let (sin, cos) = f64::from(*angle).sin_cos();
+                    let (first, second) = (start + i, start + i + angles.len());
+                    let (a, b) = (row[first], row[second]);
+                    (row[first], row[second]) = (a * cos - b * sin, b * cos + a * sin);
+                }
+            }
+        }
+        y
+    }
+
     #[test]
-    fn value_and_gradient() {
-        let heads = Heads::stacked(3, 1, 6);
-        let positions = [0u32, 5, 2, 117];
-        let frequencies = [1.0f32, 0.3, 0.01];
-        let rotation = Rotation::new(&positions, &frequencies, heads);
-        let angle = |f: fn(f64) -> f64| {
-            let angles = positions.iter().flat_map(|&p| frequencies.map(|w| f(f64::from(p as f32 * w))));
-            Tensor::from_vec(angles.collect::<Vec<_>>(), (4, 1, 3), &Device::Cpu)
-        };
-        check(
-            &numbers(&[4, heads.width()], 1),
-            |x| rotation.forward(x),
-            |x| {
-                let (cos, sin) = (angle(f64::cos)?, angle(f64::sin)?);
-                let turned = x.narrow(1, 0, 24)?.reshape((4, 4, 6))?;
-                let (a, b) = (turned.narrow(2, 0, 3)?, turned.narrow(2, 3, 3)?);
-                let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-                let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-                let turned = Tensor::cat(&[first, second], 2)?.reshape((4, 24))?;
-                Tensor::cat(&[turned, x.narrow(1, 24, 6)?], 1)
-            },
-        );
+    fn turns_forward_and_back() {
+        for (half, first, step, heads, width) in
+            [(1, 0, 2, 1, 2), (3, 2, 6, 4, 30), (3, 1, 7, 3, 21), (32, 64, 64, 3, 256), (5, 0, 3, 1, 10)]
+        {
+            for rows in [0, 1, 5, 33] {
+                let frequencies: Vec<f32> = (0..half).map(|i| 0.3f32.powi(i)).collect();
+                let positions: Vec<u32> = (0..rows as u32).map(|i| i * 37 % 50).collect();
+                let angles: Vec<Vec<f32>> =
+                    positions.iter().map(|p| frequencies.iter().map(|f| *p as f32 * f).collect()).collect();
+                let starts: Vec<usize> = (0..heads).map(|h| first + h * step).collect();
+                let rotation = Rotation::new(&positions, &frequencies, 2 * half as usize);
+                let before = numbers(rows * width, 1);
+                let mut x = before.clone();
+                rotation.turn(&mut x, width, first, step, heads, Direction::Forward);
+                close(&x, &expected(&before, &angles, width, &starts), 3e-7);
+                // The gradient: the transpose, which is the rotation by the negative angle.
+                let back: Vec<Vec<f32>> = angles.iter().map(|a| a.iter().map(|a| -a).collect()).collect();
+                let mut dx = before.clone();
+                rotation.turn(&mut dx, width, first, step, heads, Direction::Back);
+                close(&dx, &expected(&before, &back, width, &starts), 3e-7);
+                rotation.turn(&mut x, width, first, step, heads, Direction::Back);
+                close(&x, &wide(&before), 3e-7);
+            }
+        }
+    }
+
+    #[test]
+    fn a_selection_turns_as_its_tokens_do() {
+        let (positions, frequencies) = ([4, 9, 2, 7], [1.0, 0.1]);
+        let selected = Rotation::new(&positions, &frequencies, 4).at(&[3, 0, 0, 2, 1]);
+        assert_eq!(selected.turns, Rotation::new(&[7, 4, 4, 2, 9], &frequencies, 4).turns);
+    }
+
+    #[test]
+    fn nan_stays_in_its_pair() {
+        let rotation = Rotation::new(&[1, 2], &[1.0; 20], 40);
+        let mut x = numbers(160, 1);
+        x[83] = f32::NAN;
+        rotation.turn(&mut x, 80, 0, 40, 2, Direction::Forward);
+        assert!(x.iter().enumerate().all(|(i, x)| x.is_nan() == (i == 83 || i == 103)));
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        let rotation = Rotation::new(&(0..99).collect::<Vec<_>>(), &[0.1; 32], 64);
+        same_bits(|| {
+            let mut x = numbers(99 * 1000, 1);
+            rotation.turn(&mut x, 1000, 10, 64, 15, Direction::Forward);
+            x
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "3 heads from column 2 in steps of 4 aren't in rows of 13")]
+    fn heads_beyond_the_row_are_refused() {
+        Rotation::new(&[1], &[1.0; 2], 4).turn(&mut [0.0; 13], 13, 2, 4, 3, Direction::Forward);
     }
 }

@@ -1,0 +1,220 @@
+//! One layer of a decoder: attention and MLP, each behind a norm and beside a residual; forward and backward.
+//!
+//! The one place where the order of operations stands, for every architecture: they differ in the parts. Does not
+//! know which model it belongs to, nor which layer it is.
+
+use super::cache::LayerCache;
+use super::layout::{Layout, Queries};
+use super::ops::activation::Activation;
+use super::ops::attention::Attention;
+use super::ops::linear::Linear;
+use super::ops::norm::Norm;
+use super::ops::rotary::{Direction, Rotation};
+use super::rows::Rows;
+
+/// What a block's two halves are added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residual {
+    /// What the half's norm was given.
+    Stream,
+    /// What the half's norm gave: BLOOM's `apply_residual_connection_post_layernorm`.
+    Normed,
+}
+
+/// The parts of a layer, all frozen.
+pub struct Block {
+    /// Before attention.
+    pub attention_norm: Norm,
+    /// `[hidden]` → `[heads · dim]`
+    pub query: Linear,
+    /// `[hidden]` → `[2 · kv_heads · dim]`
+    pub key_value: Linear,
+    /// Scores, softmax, mixture.
+    pub attention: Attention,
+    /// `[heads · dim]` → `[hidden]`
+    pub output: Linear,
+    /// Before the MLP.
+    pub mlp_norm: Norm,
+    /// `[hidden]` → what the activation takes.
+    pub up: Linear,
+    /// Between the MLP's two products.
+    pub activation: Activation,
+    /// `[inner]` → `[hidden]`
+    pub down: Linear,
+    /// What both halves are added to.
+    pub residual: Residual,
+}
+
+/// The tokens whose states a block is asked for, where not of all.
+///
+/// Keys and values are made of all tokens; everything else works on each token alone.
+pub struct Asked<'a> {
+    /// Their rows of the input; `None`: all, in their order.
+    pub rows: Option<&'a [u32]>,
+    /// What each of them sees.
+    pub queries: Queries,
+    /// Their rotation, where positions are rotary.
+    pub rotation: Option<Rotation>,
+}
+
+/// How a batch lies, for every block that sees all of it.
+pub struct Batch<'a> {
+    /// Segments and positions.
+    pub layout: &'a Layout,
+    /// The keys' rotation, where positions are rotary.
+    pub rotation: Option<Rotation>,
+}
+
+/// What backward needs of a forward pass.
+pub struct Saved {
+    /// The block's input.
+    input: Rows,
+    queries: Rows,
+    keys_values: Rows,
+    /// The residual stream between the two halves.
+    attended: Rows,
+    /// What the activation was given.
+    expanded: Rows,
+}
+
+impl Saved {
+    /// The input alone, from which the rest can be computed again.
+    pub fn into_input(self) -> Rows {
+        self.input
+    }
+}
+
+impl Block {
+    /// `[tokens, hidden]` → `[asked, hidden]`, and what backward needs.
+    ///
+    /// With a cache, keys and values of earlier tokens come from it and those of this batch are added.
+    pub fn forward(
+        &self,
+        input: Rows,
+        batch: &Batch,
+        asked: &Asked,
+        cache: Option<&mut LayerCache>,
+    ) -> (Rows, Saved) {
+        let normed = input.mapped(|x, y| self.attention_norm.forward(x, y));
+        let mut keys_values = self.key_value.forward(&normed);
+        let chosen = asked.rows.map(|rows| (input.select(rows), normed.select(rows)));
+        let (input_asked, normed_asked) = chosen.as_ref().map_or((&input, &normed), |(x, n)| (x, n));
+        let mut queries = self.query.forward(normed_asked);
+        self.turn(&mut queries, &mut keys_values, batch, asked, Direction::Forward);
+        let mut mixed = queries.like();
+        match cache {
+            None => {
+                self.attention.forward(&queries, &keys_values, batch.layout, &asked.queries, &mut mixed);
+            }
+            Some(cache) => self.attention.forward_cached(
+                &queries,
+                &keys_values,
+                batch.layout,
+                &asked.queries,
+                cache,
+                &mut mixed,
+            ),
+        }
+        let residual = match self.residual {
+            Residual::Stream => input_asked,
+            Residual::Normed => normed_asked,
+        };
+        let attended = self.output.forward_onto(&mixed, residual);
+        drop((mixed, chosen, normed));
+
+        let normed = attended.mapped(|x, y| self.mlp_norm.forward(x, y));
+        let expanded = self.up.forward(&normed);
+        let inner = self.down.weight().inputs_len();
+        let mut activated = expanded.pool().rows(expanded.rows(), inner);
+        self.activation.forward(&expanded, &mut activated, inner);
+        let residual = match self.residual {
+            Residual::Stream => &attended,
+            Residual::Normed => &normed,
+        };
+        let output = self.down.forward_onto(&activated, residual);
+        (output, Saved { input, queries, keys_values, attended, expanded })
+    }
+
+    /// From the output's gradient `[asked, hidden]` to that of the first `wanted` rows of the input.
+    pub fn backward(
+        &self,
+        saved: Saved,
+        gradient: Rows,
+        batch: &Batch,
+        asked: &Asked,
+        wanted: usize,
+    ) -> Rows {
+        let Saved { mut input, queries, keys_values, attended, mut expanded } = saved;
+
+        // The MLP's half; `gradient` goes from the output's to that of what stands between the halves.
+        let d_activated = self.down.backward(&gradient);
+        self.activation.backward(&mut expanded, &d_activated, d_activated.width());
+        let mut d_normed = self.up.backward(&expanded);
+        drop((expanded, d_activated));
+        let mut gradient = self.through(&self.mlp_norm, &attended, &mut d_normed, gradient);
+        drop((d_normed, attended));
+
+        // Attention's half.
+        let d_mixed = self.output.backward(&gradient);
+        let (mut d_queries, mut d_keys_values) = (queries.like(), keys_values.like());
+        self.attention.backward(
+            &queries,
+            &keys_values,
+            batch.layout,
+            &asked.queries,
+            &d_mixed,
+            &mut d_queries,
+            &mut d_keys_values,
+        );
+        drop((queries, keys_values, d_mixed));
+        self.turn(&mut d_queries, &mut d_keys_values, batch, asked, Direction::Back);
+
+        d_keys_values.truncate(wanted);
+        let mut d_normed = self.key_value.backward(&d_keys_values);
+        match asked.rows {
+            None => {
+                d_queries.truncate(wanted);
+                self.query.add_backward(&d_queries, &mut d_normed);
+                gradient.truncate(wanted);
+            }
+            Some(rows) => {
+                d_normed.add_at(rows, &self.query.backward(&d_queries));
+                let mut all = input.pool().zeros(wanted, input.width());
+                all.add_at(rows, &gradient);
+                gradient = all;
+            }
+        }
+        input.truncate(wanted);
+        self.through(&self.attention_norm, &input, &mut d_normed, gradient)
+    }
+
+    /// Back through a norm and the residual around what follows it: `d_normed` is what came through that,
+    /// `gradient` what came by the residual.
+    fn through(&self, norm: &Norm, input: &Rows, d_normed: &mut Rows, mut gradient: Rows) -> Rows {
+        if self.residual == Residual::Normed {
+            d_normed.iter_mut().zip(gradient.iter()).for_each(|(d, g)| *d += g);
+            gradient.fill(0.0);
+        }
+        norm.add_backward(input, d_normed, &mut gradient);
+        gradient
+    }
+
+    fn turn(
+        &self,
+        queries: &mut Rows,
+        keys_values: &mut Rows,
+        batch: &Batch,
+        asked: &Asked,
+        direction: Direction,
+    ) {
+        let (dim, kv_heads) = (self.attention.keys.dim(), self.attention.keys.kv_heads());
+        if let Some(rotation) = asked.rotation.as_ref().or(batch.rotation.as_ref()) {
+            let width = queries.width();
+            rotation.turn(queries, width, 0, dim, self.attention.heads, direction);
+        }
+        if let Some(rotation) = &batch.rotation {
+            let (width, (first, step)) = (keys_values.width(), self.attention.keys.key_columns());
+            rotation.turn(keys_values, width, first, step, kv_heads, direction);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Attention of the query heads that share one key/value head, within one segment: a task for one thread.
+//!
+//! Knows which keys its queries see and works on a block of queries at a time, so that memory does not grow with
+//! the square of a segment's length; does not know of other segments, other heads or threads.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::padded::Padded;
+use super::product::{ROWS, add_product, add_transposed_product};
+use super::softmax::{Row, softmax, softmax_backward};
+use crate::model::layout::Query;
+
+/// About how many rows of scores (queries × query heads) are computed at a time.
+const BLOCK: usize = 8 * ROWS;
+
+/// One key/value head of one segment, and the query heads that it serves.
+pub struct Head<'a> {
+    /// Query heads that it serves.
+    pub group: usize,
+    /// Numbers a head.
+    pub dim: usize,
+    /// What a product of query and key is multiplied by.
+    pub scale: f32,
+    /// ALiBi slopes of the query heads, if any.
+    pub slopes: Option<&'a [f32]>,
+    /// The query matrix.
+    pub q: Heads<'a>,
+    /// The key/value matrix's rows of the prefix, if the segment sees it, and of the segment.
+    pub keys: [Heads<'a>; 2],
+    /// The same for the values.
+    pub values: [Heads<'a>; 2],
+    /// The segment's queries, those that see less first.
+    pub queries: &'a [Query],
+}
+
+/// Some columns of each row of a matrix, from `column` on.
+#[derive(Clone, Copy)]
+pub struct Heads<'a> {
+    /// The whole rows.
+    pub values: &'a [f32],
+    /// Numbers a row.
+    pub width: usize,
+    /// The first column.
+    pub column: usize,
+}
+
+impl<'a> Heads<'a> {
+    fn count(&self) -> usize {
+        self.values.len() / self.width
+    }
+
+    /// `count` numbers of each row.
+    fn rows(self, count: usize) -> impl Iterator<Item = &'a [f32]> {
+        self.values.chunks_exact(self.width).map(move |row| &row[self.column..][..count])
+    }
+
+    /// `count` numbers of a row.
+    fn row(self, row: usize, count: usize) -> &'a [f32] {
+        &self.values[row * self.width + self.column..][..count]
+    }
+}
+
+/// Where a task puts the gradients of keys and values, each `[dim]`: key and value of each of the prefix's tokens
+/// one behind the other in one slice, and a slice for the key and one for the value of each token of the segment.
+pub struct KeyValueGradient<'a, 'b> {
+    /// `[prefix, 2, dim]`.
+    pub prefix: &'a mut [f32],
+    /// `[tokens, 2]` slices of `dim` numbers.
+    pub own: &'a mut [&'b mut [f32]],
+}
+
+/// Memory of a thread for one task after the other.
+#[derive(Default)]
+struct Scratch {
+    q: Padded,
+    keys: Padded,
+    values: Padded,
+    keys_transposed: Padded,
+    values_transposed: Padded,
+    p: Padded,
+    mixed: Padded,
+    d_out: Padded,
+    d_p: Padded,
+    d_q: Padded,
+    d_keys: Padded,
+    d_values: Padded,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Head<'_> {
+    /// Multiplications, about: for the order of tasks.
+    pub fn work(&self) -> usize {
+        self.queries.iter().map(|query| self.prefix() + query.sees as usize).sum()
+    }
+
+    /// `out`: for each query its slice of the output, `[group · dim]`.
+    pub fn forward(&self, out: &mut [&mut [f32]]) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            self.pack_keys_values(scratch);
+            let each = self.queries_a_block();
+            for (queries, out) in self.queries.chunks(each).zip(out.chunks_mut(each)) {
+                self.probabilities(queries, scratch);
+                let Scratch { p, mixed, values, .. } = &mut *scratch;
+                mixed.clear(queries.len() * self.group, self.dim);
+                for rows in tiles(0..queries.len() * self.group) {
+                    let seen = self.seen(queries, rows.end - 1);
+                    add_product(mixed, rows, self.dim, 0..seen, p, values);
+                }
+                mixed.unpack(self.dim, out.iter_mut());
+            }
+        });
+    }
+
+    /// `d_out`: the gradient of the output, `[queries, heads · dim]`; `d_q`: for each query its slice of the
+    /// gradient, `[group · dim]`. Everything is overwritten.
+    pub fn backward(&self, d_out: Heads, d_q: &mut [&mut [f32]], d_kv: KeyValueGradient) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            self.pack_keys_values(scratch);
+            let seen = self.seen_by(self.queries);
+            scratch.values_transposed.transpose(&scratch.values, self.dim);
+            scratch.d_keys.clear(seen, self.dim);
+            scratch.d_values.clear(seen, self.dim);
+            let each = self.queries_a_block();
+            for (queries, d_q) in self.queries.chunks(each).zip(d_q.chunks_mut(each)) {
+                self.probabilities(queries, scratch);
+                self.backward_block(queries, d_out, scratch);
+                scratch.d_q.unpack(self.dim, d_q.iter_mut());
+            }
+            let own = d_kv.own.iter_mut().map(|place| &mut **place);
+            let places = d_kv.prefix.chunks_exact_mut(self.dim).chain(own);
+            for (i, place) in places.enumerate() {
+                let gradient = if i % 2 == 0 { &scratch.d_keys } else { &scratch.d_values };
+                if i / 2 < seen {
+                    place.copy_from_slice(&gradient.row(i / 2)[..self.dim]);
+                } else {
+                    place.fill(0.0);
+                }
+            }
+        });
+    }
+
+    /// After [`Head::probabilities`] of the same queries: fills `d_q`, adds to `d_keys` and `d_values`.
+    fn backward_block(&self, queries: &[Query], d_out: Heads, scratch: &mut Scratch) {
+        let Scratch { q, keys, values_transposed, p, d_out: d_mixed, d_p, d_q, d_keys, d_values, .. } =
+            scratch;
+        let (rows, all) = (queries.len() * self.group, self.seen_by(queries));
+        d_mixed.pack(rows, self.dim, self.rows(queries, d_out));
+        d_p.clear(rows, all);
+        for rows in tiles(0..rows) {
+            let seen = self.seen(queries, rows.end - 1);
+            add_product(d_p, rows, seen, 0..self.dim, d_mixed, values_transposed);
+        }
+        softmax_backward(p, d_p, self.scale, self.softmax_rows(queries));
+        d_q.clear(rows, self.dim);
+        for rows in tiles(0..rows) {
+            let seen = self.seen(queries, rows.end - 1);
+            add_product(d_q, rows, self.dim, 0..seen, d_p, keys);
+        }
+        for keys in tiles(0..all) {
+            let first = queries.partition_point(|query| self.seen_by(&[*query]) <= keys.start) * self.group;
+            add_transposed_product(d_values, keys.clone(), self.dim, first..rows, p, d_mixed);
+            add_transposed_product(d_keys, keys, self.dim, first..rows, d_p, q);
+        }
+    }
+
+    /// Fills `q` and `p`: the softmax of these queries' scores, a row for each query head of each query.
+    fn probabilities(&self, queries: &[Query], scratch: &mut Scratch) {
+        let Scratch { q, p, keys_transposed, .. } = scratch;
+        let rows = queries.len() * self.group;
+        q.pack(rows, self.dim, self.rows(queries, self.q));
+        p.clear(rows, self.seen_by(queries));
+        for rows in tiles(0..rows) {
+            let seen = self.seen(queries, rows.end - 1);
+            add_product(p, rows, seen, 0..self.dim, q, keys_transposed);
+        }
+        softmax(p, self.scale, self.softmax_rows(queries));
+    }
+
+    fn softmax_rows(&self, queries: &[Query]) -> impl Iterator<Item = Row> {
+        (0..queries.len() * self.group).map(|row| Row {
+            seen: self.seen(queries, row),
+            slope: self.slopes.map_or(0.0, |slopes| slopes[row % self.group]),
+        })
+    }
+
+    /// How many tokens of the prefix the segment sees.
+    fn prefix(&self) -> usize {
+        self.keys[0].count()
+    }
+
+    /// How many keys a row of a block of queries sees.
+    fn seen(&self, queries: &[Query], row: usize) -> usize {
+        self.prefix() + queries[row / self.group].sees as usize
+    }
+
+    /// How many keys at least one of these queries sees.
+    fn seen_by(&self, queries: &[Query]) -> usize {
+        queries.last().map_or(0, |query| self.prefix() + query.sees as usize)
+    }
+
+    fn queries_a_block(&self) -> usize {
+        (BLOCK / self.group).max(1)
+    }
+
+    /// The heads of each query in a matrix with a row for each query.
+    fn rows<'a>(&self, queries: &[Query], from: Heads<'a>) -> impl Iterator<Item = &'a [f32]> {
+        let count = self.group * self.dim;
+        queries.iter().map(move |query| from.row(query.row as usize, count))
+    }
+
+    /// Fills keys and values, as they are and the keys transposed, as far as a query sees them.
+    fn pack_keys_values(&self, scratch: &mut Scratch) {
+        let seen = self.seen_by(self.queries);
+        for (matrix, [prefix, own]) in [(&mut scratch.keys, self.keys), (&mut scratch.values, self.values)] {
+            matrix.pack(seen, self.dim, prefix.rows(self.dim).chain(own.rows(self.dim)).take(seen));
+        }
+        scratch.keys_transposed.transpose(&scratch.keys, self.dim);
+    }
+}
+
+/// Consecutive parts of a range, each of as many rows as a product computes at a time.
+fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    rows.clone().step_by(ROWS).map(move |start| start..(start + ROWS).min(rows.end))
+}

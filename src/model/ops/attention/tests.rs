@@ -1,0 +1,287 @@
+//! Attention against the formula written out in f64, one query at a time.
+
+use super::*;
+use crate::model::layout::{CachedRow, PackedRow};
+
+/// Numbers between -1 and 1 that look random.
+fn numbers(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn packed(prefix: usize, rows: &[usize]) -> Layout {
+    let rows: Vec<_> = rows.iter().map(|&tokens| PackedRow { tokens, pads_before: 0 }).collect();
+    Layout::packed(prefix, &rows)
+}
+
+/// One case: an architecture, a batch and the tokens that ask, with all inputs.
+struct Case {
+    attention: Attention,
+    /// Whether key and value of a head stand side by side.
+    interleaved: bool,
+    prefix: usize,
+    rows: Vec<usize>,
+    keep: Vec<u32>,
+    q: Vec<f32>,
+    kv: Vec<f32>,
+    d_out: Vec<f32>,
+}
+
+/// Output, gradient of the queries, gradient of keys and values.
+type Results<T> = [Vec<T>; 3];
+
+impl Case {
+    fn new(attention: Attention, prefix: usize, rows: &[usize], keep: Option<&[u32]>) -> Self {
+        let tokens = prefix + rows.iter().sum::<usize>();
+        let keep = keep.map_or_else(|| (0..tokens as u32).collect(), <[u32]>::to_vec);
+        let width = attention.heads * attention.keys.dim;
+        let spread = |values: Vec<f32>| values.into_iter().map(|x| 2.0 * x).collect();
+        Self {
+            interleaved: attention.keys.key.step == 2,
+            q: spread(numbers(keep.len() * width, 1)),
+            kv: spread(numbers(tokens * attention.keys.width(), 2)),
+            d_out: numbers(keep.len() * width, 3),
+            attention,
+            prefix,
+            rows: rows.to_vec(),
+            keep,
+        }
+    }
+
+    fn run(&self) -> Results<f32> {
+        let layout = packed(self.prefix, &self.rows);
+        let queries = layout.queries_at(&self.keep);
+        // What was there before must not matter.
+        let [mut out, mut d_q] = [(); 2].map(|()| vec![f32::NAN; self.q.len()]);
+        let mut d_kv = vec![f32::NAN; self.kv.len()];
+        self.attention.forward(&self.q, &self.kv, &layout, &queries, &mut out);
+        self.attention.backward(&self.q, &self.kv, &layout, &queries, &self.d_out, &mut d_q, &mut d_kv);
+        [out, d_q, d_kv]
+    }
+
+    /// The tokens that a token sees, in the order of their positions.
+    fn visible(&self, token: usize) -> Vec<usize> {
+        let mut start = self.prefix;
+        for &row in &self.rows {
+            if (start..start + row).contains(&token) {
+                return (0..self.prefix).chain(start..=token).collect();
+            }
+            start += row;
+        }
+        (0..=token).collect()
+    }
+
+    fn formula(&self) -> Results<f64> {
+        let Attention { heads, keys, scale, ref slopes } = self.attention;
+        let (kv_heads, dim) = (keys.kv_heads, keys.dim);
+        let mut results = [vec![0.0; self.q.len()], vec![0.0; self.q.len()], vec![0.0; self.kv.len()]];
+        let [out, d_q, d_kv] = &mut results;
+        let at = |values: &[f32], start: usize, d: usize| f64::from(values[start + d]);
+        for (row, &token) in self.keep.iter().enumerate() {
+            let visible = self.visible(token as usize);
+            for head in 0..heads {
+                let kv_head = head / (heads / kv_heads);
+                let query = (row * heads + head) * dim;
+                let places = |token: usize| {
+                    let (key, value) = match self.interleaved {
+                        true => (2 * kv_head, 2 * kv_head + 1),
+                        false => (kv_head, kv_heads + kv_head),
+                    };
+                    ((token * 2 * kv_heads + key) * dim, (token * 2 * kv_heads + value) * dim)
+                };
+                let slope = slopes.as_ref().map_or(0.0, |slopes| f64::from(slopes[head]));
+                let weights: Vec<f64> = visible
+                    .iter()
+                    .enumerate()
+                    .map(|(position, &token)| {
+                        let key = places(token).0;
+                        let dot: f64 = (0..dim).map(|d| at(&self.q, query, d) * at(&self.kv, key, d)).sum();
+                        (dot * f64::from(scale) + slope * position as f64).exp()
+                    })
+                    .collect();
+                let sum: f64 = weights.iter().sum();
+                let p: Vec<f64> = weights.iter().map(|weight| weight / sum).collect();
+                let d_p: Vec<f64> = visible
+                    .iter()
+                    .map(|&token| {
+                        let value = places(token).1;
+                        (0..dim).map(|d| at(&self.d_out, query, d) * at(&self.kv, value, d)).sum()
+                    })
+                    .collect();
+                let mean: f64 = p.iter().zip(&d_p).map(|(p, d_p)| p * d_p).sum();
+                for (i, &token) in visible.iter().enumerate() {
+                    let (key, value) = places(token);
+                    let d_score = p[i] * (d_p[i] - mean) * f64::from(scale);
+                    for d in 0..dim {
+                        out[query + d] += p[i] * at(&self.kv, value, d);
+                        d_q[query + d] += d_score * at(&self.kv, key, d);
+                        d_kv[key + d] += d_score * at(&self.q, query, d);
+                        d_kv[value + d] += p[i] * at(&self.d_out, query, d);
+                    }
+                }
+            }
+        }
+        results
+    }
+
+    fn check(&self, name: &str) {
+        for ((part, ours), right) in ["out", "d_q", "d_kv"].into_iter().zip(self.run()).zip(self.formula()) {
+            let size = right.iter().fold(1.0f64, |size, x| size.max(x.abs()));
+            for (i, (&ours, right)) in ours.iter().zip(right).enumerate() {
+                let error = (f64::from(ours) - right).abs() / size;
+                assert!(error < 3e-6, "{name}: {part}[{i}] is {ours} instead of {right}");
+            }
+        }
+    }
+}
+
+fn attention(heads: usize, keys: KeyValue, slopes: Option<Vec<f32>>) -> Attention {
+    Attention { heads, keys, scale: 0.9 / (keys.dim as f32).sqrt(), slopes }
+}
+
+#[test]
+fn value_and_gradient_over_odd_sizes() {
+    let architectures = [
+        attention(3, KeyValue::interleaved(3, 5), Some(alibi_slopes(3))),
+        attention(4, KeyValue::stacked(2, 6), None),
+        attention(6, KeyValue::stacked(1, 2), Some(alibi_slopes(6))),
+        attention(2, KeyValue::stacked(2, 64), Some(vec![0.5, -0.25])),
+        attention(9, KeyValue::stacked(3, 17), None),
+        attention(60, KeyValue::interleaved(1, 1), None),
+    ];
+    let batches: [(usize, &[usize]); 6] =
+        [(0, &[4, 0, 9]), (3, &[5, 1, 0, 2]), (5, &[]), (0, &[]), (5, &[33, 1, 19]), (17, &[70])];
+    for attention in &architectures {
+        for (prefix, rows) in batches {
+            Case::new(attention.clone(), prefix, rows, None)
+                .check(&format!("{attention:?} {prefix} {rows:?}"));
+        }
+    }
+}
+
+#[test]
+fn only_some_tokens_ask() {
+    let keeps: [&[u32]; 5] =
+        [&[], &[31], &[20, 4, 20, 1, 31, 6, 7, 20], &[2, 0], &[9, 8, 7, 6, 5, 31, 30, 29]];
+    for keep in keeps {
+        for keys in [KeyValue::stacked(2, 6), KeyValue::interleaved(2, 16)] {
+            let case = Case::new(attention(4, keys, Some(alibi_slopes(4))), 3, &[5, 1, 0, 23], Some(keep));
+            case.check(&format!("{keys:?} {keep:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_long_row_is_worked_on_in_blocks() {
+    let case = Case::new(attention(2, KeyValue::stacked(1, 4), None), 2, &[333], None);
+    case.check("long");
+}
+
+#[test]
+fn large_scores_and_steep_slopes_stay_finite() {
+    let mut case = Case::new(attention(2, KeyValue::stacked(2, 8), Some(vec![30.0, -30.0])), 3, &[40], None);
+    case.q.iter_mut().for_each(|q| *q *= 50.0);
+    assert!(case.run().iter().flatten().all(|x| x.is_finite()));
+}
+
+#[test]
+fn no_number_of_threads_changes_a_bit() {
+    let case = Case::new(
+        attention(6, KeyValue::interleaved(3, 8), Some(alibi_slopes(6))),
+        5,
+        &[9, 4, 31, 6, 2],
+        None,
+    );
+    let with = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| case.run()).map(|part| part.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+    };
+    let one = with(1);
+    for threads in [2, 4, 5] {
+        assert_eq!(one, with(threads), "{threads} threads");
+    }
+}
+
+#[test]
+fn what_is_not_a_number_is_not_hidden_and_not_kept() {
+    let clean = Case::new(attention(2, KeyValue::stacked(1, 3), None), 2, &[4, 3], None);
+    let expected = clean.run();
+    let mut broken = Case::new(attention(2, KeyValue::stacked(1, 3), None), 2, &[4, 3], None);
+    // The key of the first row's second token.
+    broken.kv[3 * 6] = f32::NAN;
+    let [out, d_q, d_kv] = broken.run();
+    for part in [&out[3 * 6..6 * 6], &d_q[3 * 6..6 * 6], &d_kv[..4 * 6]] {
+        assert!(part.iter().all(|x| x.is_nan()), "{part:?}");
+    }
+    assert_eq!(out[6 * 6..], expected[0][6 * 6..]);
+    assert_eq!(clean.run(), expected);
+}
+
+#[test]
+fn a_cache_filled_in_pieces_gives_what_one_pass_gives() {
+    for keys in [KeyValue::stacked(2, 6), KeyValue::interleaved(2, 6)] {
+        let attention = attention(4, keys, Some(alibi_slopes(4)));
+        let case = Case::new(attention.clone(), 3, &[4, 2], None);
+        let [whole, ..] = case.run();
+
+        let mut cache = LayerCache::default();
+        let mut step = |tokens: &[usize], layout: &Layout, keep: &[u32]| {
+            let take = |matrix: &[f32], rows: &[usize]| -> Vec<f32> {
+                rows.iter().flat_map(|&row| matrix[row * 24..][..24].to_vec()).collect()
+            };
+            let asking: Vec<_> = keep.iter().map(|&i| tokens[i as usize]).collect();
+            let mut out = vec![f32::NAN; asking.len() * 24];
+            let (q, kv) = (take(&case.q, &asking), take(&case.kv, tokens));
+            let queries = layout.queries_at(keep);
+            attention.forward_cached(&q, &kv, layout, &queries, &mut cache, &mut out);
+            for (ours, right) in out.iter().zip(take(&whole, &asking)) {
+                assert!((ours - right).abs() < 1e-6, "{ours} instead of {right}");
+            }
+        };
+        let row = |row, past, tokens| CachedRow { row, past, tokens };
+        step(&[0, 1, 2], &packed(3, &[]), &[0, 1, 2]);
+        step(&[3, 4, 7], &Layout::cached(3, &[row(0, 0, 2), row(1, 0, 1)]), &[2, 1, 0]);
+        step(&[8], &Layout::cached(3, &[row(1, 1, 1)]), &[0]);
+        step(&[5, 6], &Layout::cached(3, &[row(0, 2, 2)]), &[1, 1]);
+    }
+}
+
+#[test]
+fn slopes_of_twelve_heads() {
+    // transformers: build_alibi_tensor(torch.ones(1, 2), 12, torch.float32)
+    let slopes = alibi_slopes(12);
+    assert_eq!(slopes[0], 0.5);
+    assert_eq!(slopes[7], 0.00390625);
+    assert_eq!(slopes[8], 0.707_106_77);
+    assert_eq!(slopes[11], 0.088_388_346);
+}
+
+#[test]
+#[should_panic(expected = "attention: kv has 6 numbers and should be [2, 4]")]
+fn a_batch_of_another_size_is_refused() {
+    let layout = packed(2, &[]);
+    let attention = attention(1, KeyValue::stacked(1, 2), None);
+    attention.forward(&[0.0; 4], &[0.0; 6], &layout, &layout.all_queries(), &mut [0.0; 4]);
+}
+
+#[test]
+#[should_panic(expected = "attention: a cached row has 4 numbers and should be [3, 4]")]
+fn a_cache_that_ends_elsewhere_is_refused() {
+    let layout = Layout::cached(0, &[CachedRow { row: 0, past: 2, tokens: 1 }]);
+    let attention = attention(1, KeyValue::stacked(1, 2), None);
+    let mut cache = LayerCache::default();
+    let queries = layout.all_queries();
+    attention.forward_cached(&[0.0; 2], &[0.0; 4], &layout, &queries, &mut cache, &mut [0.0; 2]);
+}
+
+#[test]
+#[should_panic(expected = "attention: without a cache a batch has to begin with its prefix")]
+fn a_batch_that_needs_a_cache_is_refused_without_one() {
+    let layout = Layout::cached(2, &[CachedRow { row: 0, past: 0, tokens: 1 }]);
+    let attention = attention(1, KeyValue::stacked(1, 2), None);
+    attention.forward(&[0.0; 2], &[0.0; 4], &layout, &layout.all_queries(), &mut [0.0; 2]);
+}

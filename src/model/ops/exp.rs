@@ -1,0 +1,120 @@
+//! The exponential and the logistic function, of single numbers, such that a loop over them is vectorised.
+//!
+//! Neither branches, calls or converts between floats and integers. They are meant for code that
+//! [`pulp::Arch::dispatch`] compiles for the processor at hand: elsewhere a fused multiply-add is a call. What
+//! they are used for, and on how many numbers at a time, is not known here.
+
+/// The sum of a float near zero and this is rounded to a whole number, which is in the lowest bits of the sum.
+const ROUND: f32 = 12_582_912.0;
+/// What is added to an exponent in the bits of a float.
+const BIAS: f32 = 127.0;
+/// ln 2 and what rounding it to f32 took away.
+const LN_2: f32 = std::f32::consts::LN_2;
+const LN_2_REST: f32 = -1.904_654_2e-9;
+/// Minimax for `|r| ≤ ln 2 / 2`: the relative error is 3.2e-9 before rounding.
+const C2: f32 = 0.499_999_94;
+const C3: f32 = 0.166_665_21;
+const C4: f32 = 0.041_668_292;
+const C5: f32 = 0.008_368_716;
+const C6: f32 = 0.001_381_869_8;
+
+/// `eˣ`, at most 2 ulp off, 0 and infinity where f32 ends, NaN of NaN.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    // Beyond these it is 0 and infinite. Written so that NaN, of which no comparison holds, stays.
+    let x = if x > 89.0 { 89.0 } else { x };
+    let x = if x < -104.0 { -104.0 } else { x };
+    // 2ⁿ as two powers of about n / 2 each, as it may itself be beyond f32 where the result isn't.
+    let (fraction, doubly_biased) = parts(x, ROUND + 2.0 * BIAS);
+    let half = doubly_biased >> 1;
+    let other_half = doubly_biased.wrapping_sub(half);
+    fraction * f32::from_bits(half << 23) * f32::from_bits(other_half << 23)
+}
+
+/// [`exp`] of a number that isn't above 0, in fewer instructions: 0 where it would be below the normal numbers.
+#[inline(always)]
+fn exp_of_negative(x: f32) -> f32 {
+    // At -88 the exponent is that of 0.
+    let x = if x < -88.0 { -88.0 } else { x };
+    let (fraction, biased) = parts(x, ROUND + BIAS);
+    fraction * f32::from_bits(biased << 23)
+}
+
+/// `eˣ⁻ⁿˡⁿ²`, where n is the whole number for which this is nearest to 1, and a number in whose lowest 9 bits is n
+/// and what `round` has there.
+#[inline(always)]
+fn parts(x: f32, round: f32) -> (f32, u32) {
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, round);
+    let n = shifted - round;
+    let r = n.mul_add(-LN_2_REST, n.mul_add(-LN_2, x));
+    let p = C6.mul_add(r, C5).mul_add(r, C4).mul_add(r, C3).mul_add(r, C2).mul_add(r, 1.0).mul_add(r, 1.0);
+    (p, shifted.to_bits())
+}
+
+/// `1 / (1 + e⁻ˣ)` and its derivative: 0 where they would be below the normal numbers.
+///
+/// Both are accurate on both sides, as 1 minus the value is not computed by subtraction.
+#[inline(always)]
+pub fn logistic(x: f32) -> (f32, f32) {
+    let e = exp_of_negative(-x.abs());
+    let larger = 1.0 / (1.0 + e);
+    let smaller = e * larger;
+    (if x < 0.0 { smaller } else { larger }, larger * smaller)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The distance of `a` from `b` in ulp of `b`.
+    fn ulp(a: f32, b: f64) -> f64 {
+        let exponent = b.abs().log2().floor().max(-126.0);
+        (f64::from(a) - b).abs() / (exponent - 23.0).exp2()
+    }
+
+    fn worst(numbers: impl Iterator<Item = f32>) -> f64 {
+        pulp::Arch::new().dispatch(|| numbers.map(|x| ulp(exp(x), f64::from(x).exp())).fold(0.0, f64::max))
+    }
+
+    #[test]
+    fn exp_over_the_whole_range() {
+        let evenly = (0..1_000_000u32).map(|i| -104.5 + i as f32 * 2.0e-4).filter(|x| *x < 88.72);
+        let worst_evenly = worst(evenly);
+        // Every 1009th float of either sign up to 88.72, where the result is finite.
+        let signs = [0u32, 1 << 31];
+        let floats = signs
+            .iter()
+            .flat_map(|s| (0..88.72f32.to_bits()).step_by(1009).map(move |b| f32::from_bits(b | s)));
+        let worst_floats = worst(floats);
+        assert!(worst_evenly < 2.0 && worst_floats < 2.0, "{worst_evenly} {worst_floats}");
+    }
+
+    #[test]
+    fn exp_at_the_ends() {
+        for x in [-104.0, -105.0, -1e4, f32::MIN, f32::NEG_INFINITY] {
+            assert_eq!(exp(x).to_bits(), 0, "{x}");
+        }
+        for x in [88.73, 89.0, 1e4, f32::MAX, f32::INFINITY] {
+            assert_eq!(exp(x), f32::INFINITY, "{x}");
+        }
+        assert_eq!((exp(0.0), exp(-0.0)), (1.0, 1.0));
+        assert!(exp(-103.9) > 0.0 && exp(88.72) < f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan() && exp(-f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn logistic_and_its_derivative() {
+        for i in -3490..3490 {
+            let x = i as f32 * 0.025;
+            let (value, slope) = logistic(x);
+            let e = (-f64::from(x)).exp();
+            let expected = 1.0 / (1.0 + e);
+            assert!(ulp(value, expected) < 5.0, "{x}: {value}, not {expected}");
+            let expected = expected * e * expected;
+            assert!(ulp(slope, expected) < 7.0, "{x}: {slope}, not {expected}");
+        }
+        assert_eq!(logistic(f32::INFINITY), (1.0, 0.0));
+        assert_eq!(logistic(f32::NEG_INFINITY), (0.0, 0.0));
+        assert!(logistic(f32::NAN).0.is_nan() && logistic(f32::NAN).1.is_nan());
+    }
+}

@@ -1,0 +1,196 @@
+//! Products in f32 (or of bf16-rounded operands with f32 sums) on any processor.
+//!
+//! Knows the layout of packed panels and how to keep a tile of sums in registers. It does not know whose rows and
+//! columns they are, nor which thread computes what.
+
+use pulp::{Simd, WithSimd};
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::pack::{LANES, Lines, Matrix, prefetch, round_all_to_bf16};
+use super::{Block, Kernel, PANEL, Precision, STRIP, Threads, each, scratch, strips};
+
+thread_local! {
+    static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static WEIGHT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Deepest block of a weight. With 32 columns it shares the caches with a panel of x; for few rows it is less deep
+/// and wider, because then all time goes into reading it.
+pub(super) fn deepest(rows: usize) -> usize {
+    if rows <= 32 { 96 } else { 384 }
+}
+
+/// x packed into panels of a few rows, each `[depth, 16]`, so that what meets one row of the weight lies together.
+pub(super) struct Vectors<'a> {
+    packed: &'a [f32],
+    panels: Panels,
+    depth: usize,
+    precision: Precision,
+}
+
+impl Vectors<'_> {
+    /// Packs x `[rows, depth]` and lends it to `f`.
+    pub fn with(x: &[f32], rows: usize, precision: Precision, threads: Threads, f: impl FnOnce(&Vectors)) {
+        let depth = x.len() / rows;
+        let panels = Panels { rows, count: rows.div_ceil(panel_rows()) };
+        scratch::with(&ROWS, panels.count * depth * LANES, |packed| {
+            let out = packed.chunks_exact_mut(depth * LANES).enumerate().collect();
+            each(threads, out, |(panel, out): (usize, &mut [f32])| {
+                Matrix { numbers: x, stride: depth }.transpose(panels.rows(panel), 0..depth, out, LANES);
+                if precision == Precision::BF16 {
+                    round_all_to_bf16(out);
+                }
+            });
+            f(&Vectors { packed, panels, depth, precision });
+        });
+    }
+}
+
+impl Kernel for Vectors<'_> {
+    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize) {
+        let mut strips = strips(blocks, columns).peekable();
+        scratch::with(&WEIGHT, STRIP, |weight| {
+            while let Some((block, columns)) = strips.next() {
+                let len = block.depth.len() * PANEL;
+                let weight = &mut weight[..columns.len().div_ceil(PANEL) * len];
+                block.pack(columns.clone(), weight);
+                if self.precision == Precision::BF16 {
+                    round_all_to_bf16(weight);
+                }
+                let mut next =
+                    strips.peek().map_or(Lines::none(), |(block, columns)| block.lines(columns.clone()));
+                let lines = next.len().div_ceil(self.panels.count * columns.len().div_ceil(PANEL));
+                for (start, weight) in columns.clone().step_by(PANEL).zip(weight.chunks_exact(len)) {
+                    let columns = start..columns.end.min(start + PANEL);
+                    let (depth, next) = (block.depth.clone(), &mut next);
+                    pulp::Arch::new().dispatch(Panel { x: self, depth, weight, y, columns, next, lines });
+                }
+            }
+        });
+    }
+}
+
+/// How the rows are divided among panels: as evenly as possible, so that no tile is much smaller than the others.
+#[derive(Clone, Copy)]
+struct Panels {
+    rows: usize,
+    count: usize,
+}
+
+impl Panels {
+    fn rows(&self, panel: usize) -> Range<usize> {
+        self.rows * panel / self.count..self.rows * (panel + 1) / self.count
+    }
+}
+
+/// Most rows of a panel: one tile of 14 where there are 32 registers, two tiles of 6 where there are 16.
+fn panel_rows() -> usize {
+    struct Rows;
+    impl WithSimd for Rows {
+        type Output = usize;
+
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            if S::REGISTER_COUNT >= 32 { 14 } else { 12 }
+        }
+    }
+    pulp::Arch::new().dispatch(Rows)
+}
+
+/// All rows of x times one packed panel of the weight.
+struct Panel<'a, 'n, 'y> {
+    x: &'a Vectors<'a>,
+    depth: Range<usize>,
+    weight: &'a [f32],
+    y: &'a mut [&'y mut [f32]],
+    columns: Range<usize>,
+    /// What will be packed next: it is brought closer meanwhile, some lines with every panel of x.
+    next: &'a mut Lines<'n>,
+    lines: usize,
+}
+
+impl WithSimd for Panel<'_, '_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, depth, weight, y, columns, next, lines } = self;
+        let (weight, _) = weight.as_chunks::<PANEL>();
+        let tile_rows = if S::REGISTER_COUNT >= 32 { 14 } else { 6 };
+        for (panel, packed) in x.packed.chunks_exact(x.depth * LANES).enumerate() {
+            let (packed, _) = packed[depth.start * LANES..depth.end * LANES].as_chunks::<LANES>();
+            let rows = x.panels.rows(panel);
+            next.prefetch(lines);
+            for first in rows.clone().step_by(tile_rows) {
+                let y = &mut y[first..rows.end.min(first + tile_rows)];
+                for offset in (0..columns.len()).step_by(2 * S::F32_LANES) {
+                    let columns =
+                        columns.start + offset..columns.end.min(columns.start + offset + 2 * S::F32_LANES);
+                    add_rows(simd, packed, first - rows.start, weight, offset, y, columns);
+                }
+            }
+        }
+    }
+}
+
+/// Chooses the tile of as many rows as y has; where it takes a whole panel of x, it begins at its row 0.
+#[inline(always)]
+fn add_rows<S: Simd>(
+    simd: S,
+    x: &[[f32; LANES]],
+    row: usize,
+    weight: &[[f32; PANEL]],
+    offset: usize,
+    y: &mut [&mut [f32]],
+    columns: Range<usize>,
+) {
+    macro_rules! tile {
+        ($row:expr; $($rows:literal)*) => {
+            match y.len() {
+                $($rows => add_tile::<S, $rows>(simd, x, $row, weight, offset, y, columns),)*
+                _ => {}
+            }
+        };
+    }
+    if S::REGISTER_COUNT >= 32 { tile!(0; 1 2 3 4 5 6 7 8 9 10 11 12 13 14) } else { tile!(row; 1 2 3 4 5 6) }
+}
+
+/// `y[r, columns] += Σ_k x[k, row + r] · weight[k, offset..]` for two vectors of columns, summed in registers.
+#[inline(always)]
+fn add_tile<S: Simd, const ROWS: usize>(
+    simd: S,
+    x: &[[f32; LANES]],
+    row: usize,
+    weight: &[[f32; PANEL]],
+    offset: usize,
+    y: &mut [&mut [f32]],
+    columns: Range<usize>,
+) {
+    // Rows of y are far apart: they are asked for before the sums are ready.
+    for y in y.iter() {
+        prefetch(&y[columns.clone()]);
+    }
+    let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
+    for (x, weight) in x.iter().zip(weight) {
+        let (weight, _) = S::as_simd_f32s(&weight[offset..]);
+        let x: &[f32; ROWS] = x[row..].first_chunk().unwrap_or(&[0.0; ROWS]);
+        let weight = [weight[0], weight[1]];
+        for (sums, &x) in sums.iter_mut().zip(x) {
+            let x = simd.splat_f32s(x);
+            sums[0] = simd.mul_add_e_f32s(x, weight[0], sums[0]);
+            sums[1] = simd.mul_add_e_f32s(x, weight[1], sums[1]);
+        }
+    }
+    for (y, sums) in y.iter_mut().zip(sums) {
+        let y = &mut y[columns.clone()];
+        if let (&mut [ref mut first, ref mut second], []) = S::as_mut_simd_f32s(y) {
+            *first = simd.add_f32s(*first, sums[0]);
+            *second = simd.add_f32s(*second, sums[1]);
+            continue;
+        }
+        let (first, second) = y.split_at_mut(y.len().min(S::F32_LANES));
+        for (y, sum) in [first, second].into_iter().zip(sums) {
+            simd.partial_store_f32s(y, simd.add_f32s(simd.partial_load_f32s(y), sum));
+        }
+    }
+}

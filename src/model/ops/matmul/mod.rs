@@ -1,0 +1,455 @@
+//! Products of activations with frozen weights, which stay as they lie in their file.
+//!
+//! Knows how a product is cut into blocks of the sum and into tasks of columns, which threads share. A sum is never
+//! shared, so that its order depends on the shapes alone. It does not know how a block is computed: that is for the
+//! kernels.
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod bf16;
+mod dot;
+mod f32;
+mod pack;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod pairs;
+mod scratch;
+mod weight;
+
+use rayon::prelude::*;
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
+use pack::{Lines, Matrix};
+use weight::{Orientation, Part};
+
+pub use weight::{Numbers, Slice, Weight};
+
+/// How the factors of a product are rounded; sums are always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Not at all.
+    F32,
+    /// To bf16, to nearest even.
+    BF16,
+}
+
+/// Who computes a product. The result has the same bits either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling thread alone.
+    One,
+    /// The threads of the current rayon pool.
+    All,
+}
+
+/// What a product `[rows, columns]` is added to.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    /// Nothing.
+    Zero,
+    /// A bias `[columns]`, the same for every row.
+    Bias(&'a [f32]),
+    /// Numbers `[rows, columns]`, such as a residual stream.
+    Rows(&'a [f32]),
+    /// Both.
+    RowsAndBias {
+        /// `[rows, columns]`
+        rows: &'a [f32],
+        /// `[columns]`
+        bias: &'a [f32],
+    },
+    /// What the output holds already.
+    Output,
+}
+
+/// `y[m, o] = start + Σ_i x[m, i] · w[o, i]` for x `[M, inputs]` and y `[M, outputs]`, both contiguous.
+pub fn forward(y: &mut [f32], x: &[f32], w: &Weight, start: Start, precision: Precision, threads: Threads) {
+    product(y, x, &Operand::of(w, Sum::Inputs), start, precision, threads);
+}
+
+/// `y[m, i] = start + Σ_o x[m, o] · w[o, i]` for x `[M, outputs]` and y `[M, inputs]`, both contiguous: the gradient
+/// of `forward`'s x.
+pub fn backward(y: &mut [f32], x: &[f32], w: &Weight, start: Start, precision: Precision, threads: Threads) {
+    product(y, x, &Operand::of(w, Sum::Outputs), start, precision, threads);
+}
+
+impl Weight {
+    /// The same weight in the form in which many rows are multiplied fastest at this precision: in one piece where
+    /// it was scattered, rounded once, and for the matrix unit laid out in tiles.
+    pub fn prepared(self, precision: Precision) -> Self {
+        match precision {
+            Precision::F32 if self.is_scattered() => self.gathered(),
+            Precision::F32 => self,
+            Precision::BF16 => tiled(self.to_bf16().gathered()),
+        }
+    }
+}
+
+/// Laid out in tiles for the matrix unit, where there is one and it takes the weight.
+fn tiled(weight: Weight) -> Weight {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if let (Some(_), pulp::Arch::V4(simd)) = (amx::Unit::get(), pulp::Arch::new())
+        && weight.only_part().is_some()
+        && weight.inputs_len() * weight.outputs_len() > 0
+    {
+        let [inputs, outputs] =
+            [Sum::Inputs, Sum::Outputs].map(|sum| bf16::panels(simd, &Operand::of(&weight, sum)));
+        return weight.with_tiled(weight::Tiled { inputs, outputs });
+    }
+    weight
+}
+
+/// Rows up to which it does not pay to pack a weight that is stored along the sum.
+const FEW_ROWS: usize = 32;
+
+/// Columns that a kernel computes at a time.
+const PANEL: usize = 32;
+
+/// Numbers of a strip of panels: few enough for the second cache.
+const STRIP: usize = 384 * 4 * PANEL;
+
+/// What a kernel is.
+trait Kernel: Sync {
+    /// `y += x · weight` for all rows of the x that it holds, for the first `columns` columns of the blocks.
+    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize);
+}
+
+/// The index of a weight over which a product sums.
+#[derive(Clone, Copy, PartialEq)]
+enum Sum {
+    Inputs,
+    Outputs,
+}
+
+/// A weight as the right factor `[depth, columns]` of a product.
+struct Operand<'a> {
+    weight: &'a Weight,
+    sum: Sum,
+    depth: usize,
+    columns: usize,
+}
+
+/// Some of the depth and columns of an operand, all in one stored matrix.
+struct Block<'a> {
+    /// Which of the pieces of the depth.
+    index: usize,
+    /// What of the product's depth.
+    depth: Range<usize>,
+    part: &'a Part,
+    /// The same in the stored matrix.
+    stored_depth: Range<usize>,
+    stored_columns: Range<usize>,
+    /// Whether the depth counts the rows of the stored matrix, or its columns.
+    rows: Rows,
+    /// The whole operand laid out in tiles already; it has one part only then.
+    tiled: Option<&'a [u32]>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Rows {
+    Depth,
+    Columns,
+}
+
+/// Columns of y that one thread computes; they all lie in one stored matrix.
+struct Task<'y> {
+    columns: Range<usize>,
+    y: Vec<&'y mut [f32]>,
+}
+
+fn product(
+    y: &mut [f32],
+    x: &[f32],
+    operand: &Operand,
+    start: Start,
+    precision: Precision,
+    threads: Threads,
+) {
+    let (depth, columns) = (operand.depth, operand.columns);
+    if y.is_empty() {
+        return;
+    }
+    let rows = y.len() / columns;
+    assert_eq!(y.len(), rows * columns, "an output of {columns} columns");
+    assert_eq!(x.len(), rows * depth, "x [{rows}, {depth}]");
+    start.check(rows, columns);
+    if depth == 0 {
+        return y
+            .chunks_exact_mut(columns)
+            .enumerate()
+            .for_each(|(row, y)| start.fill(y, row, 0..columns, columns));
+    }
+    if rows <= FEW_ROWS && operand.rows_run_along_sum() && operand.tiled().is_none() {
+        return dot::Dots::with(x, rows, precision, |kernel| {
+            run(kernel, dot::DEPTH, y, operand, start, threads)
+        });
+    }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if let (Precision::BF16, Some(unit), pulp::Arch::V4(simd)) =
+        (precision, amx::Unit::get(), pulp::Arch::new())
+    {
+        let depths: Vec<_> = operand.depths(bf16::DEPTH).map(|(_, depth)| depth).collect();
+        return bf16::Tiles::with((unit, simd), x, rows, &depths, threads, |kernel| {
+            run(kernel, bf16::DEPTH, y, operand, start, threads);
+        });
+    }
+    f32::Vectors::with(x, rows, precision, threads, |kernel| {
+        run(kernel, f32::deepest(rows), y, operand, start, threads)
+    });
+}
+
+/// Computes all of y in tasks, whose sums the kernel takes in blocks at most `deepest` deep.
+fn run<K: Kernel>(
+    kernel: &K,
+    deepest: usize,
+    y: &mut [f32],
+    operand: &Operand,
+    start: Start,
+    threads: Threads,
+) {
+    each(threads, operand.tasks(y), |mut task: Task| {
+        for (row, y) in task.y.iter_mut().enumerate() {
+            start.fill(y, row, task.columns.clone(), operand.columns);
+        }
+        kernel.add(&operand.blocks(&task.columns, deepest), &mut task.y, task.columns.len());
+    });
+}
+
+/// Does `f` with each item.
+fn each<T: Send>(threads: Threads, items: Vec<T>, f: impl Fn(T) + Sync + Send) {
+    match threads {
+        Threads::One => items.into_iter().for_each(f),
+        Threads::All => items.into_par_iter().with_max_len(1).for_each(f),
+    }
+}
+
+impl Start<'_> {
+    fn check(&self, rows: usize, columns: usize) {
+        let (start, bias) = match self {
+            Start::Zero | Start::Output => (None, None),
+            Start::Bias(bias) => (None, Some(bias)),
+            Start::Rows(rows) => (Some(rows), None),
+            Start::RowsAndBias { rows, bias } => (Some(rows), Some(bias)),
+        };
+        assert!(
+            start.is_none_or(|start| start.len() == rows * columns),
+            "rows to start from [{rows}, {columns}]"
+        );
+        assert!(bias.is_none_or(|bias| bias.len() == columns), "bias [{columns}]");
+    }
+
+    /// Makes `y`, some columns of a row, what the product of `width` columns is added to.
+    fn fill(&self, y: &mut [f32], row: usize, columns: Range<usize>, width: usize) {
+        let of_row = row * width + columns.start..row * width + columns.end;
+        match self {
+            Start::Zero => y.fill(0.0),
+            Start::Bias(bias) => y.copy_from_slice(&bias[columns]),
+            Start::Rows(rows) => y.copy_from_slice(&rows[of_row]),
+            Start::RowsAndBias { rows, bias } => {
+                for ((y, row), bias) in y.iter_mut().zip(&rows[of_row]).zip(&bias[columns]) {
+                    *y = row + bias;
+                }
+            }
+            Start::Output => {}
+        }
+    }
+}
+
+impl<'a> Operand<'a> {
+    fn of(weight: &'a Weight, sum: Sum) -> Self {
+        let (depth, columns) = match sum {
+            Sum::Inputs => (weight.inputs_len(), weight.outputs_len()),
+            Sum::Outputs => (weight.outputs_len(), weight.inputs_len()),
+        };
+        Self { weight, sum, depth, columns }
+    }
+
+    /// The weight's tiles for this sum, if it was laid out in them.
+    fn tiled(&self) -> Option<&'a [u32]> {
+        let tiled = self.weight.tiled()?;
+        Some(match self.sum {
+            Sum::Inputs => &tiled.inputs,
+            Sum::Outputs => &tiled.outputs,
+        })
+    }
+
+    /// Cuts y into tasks: several a thread, so that all end together, but each several panels wide where there are
+    /// many columns, and wide where the sum is deep, so that stored rows are read in long pieces.
+    fn tasks<'y>(&self, y: &'y mut [f32]) -> Vec<Task<'y>> {
+        let threads = rayon::current_num_threads();
+        let panels = self.columns.div_ceil(PANEL);
+        let width = match self.depth {
+            0..16384 => (panels / (4 * threads)).clamp(1, 8),
+            _ => panels.div_ceil(2 * threads),
+        } * PANEL;
+        let segments: Vec<Range<usize>> = match self.sum {
+            Sum::Inputs => self.weight.placed_parts().map(|(place, _)| place).collect(),
+            Sum::Outputs => std::iter::once(0..self.columns).collect(),
+        };
+        let cut = |segment: Range<usize>| {
+            let end = segment.end;
+            segment.step_by(width).map(move |start| start..end.min(start + width))
+        };
+        let rows = y.len() / self.columns;
+        let mut tasks: Vec<Task> = segments
+            .into_iter()
+            .flat_map(cut)
+            .map(|columns| Task { columns, y: Vec::with_capacity(rows) })
+            .collect();
+        for mut row in y.chunks_exact_mut(self.columns) {
+            for task in &mut tasks {
+                let (part, rest) = row.split_at_mut(task.columns.len());
+                task.y.push(part);
+                row = rest;
+            }
+        }
+        tasks
+    }
+
+    /// The pieces in which the depth is summed up, at most `deepest` long. None has parts of two stored matrices, of
+    /// which the one that it is in is told where the outputs are summed.
+    fn depths(&self, deepest: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let segments: Vec<Range<usize>> = match self.sum {
+            Sum::Inputs => std::iter::once(0..self.depth).collect(),
+            Sum::Outputs => self.weight.placed_parts().map(|(place, _)| place).collect(),
+        };
+        let pieces = move |(part, segment)| cut_evenly(segment, deepest).map(move |depth| (part, depth));
+        segments.into_iter().enumerate().flat_map(pieces)
+    }
+
+    /// What the rows of a stored matrix are in the product.
+    fn rows(&self, part: &Part) -> Rows {
+        match (part.orientation, self.sum) {
+            (Orientation::OutputsByInputs, Sum::Outputs) | (Orientation::InputsByOutputs, Sum::Inputs) => {
+                Rows::Depth
+            }
+            _ => Rows::Columns,
+        }
+    }
+
+    /// Whether what is summed lies together in all stored matrices.
+    fn rows_run_along_sum(&self) -> bool {
+        self.weight.placed_parts().all(|(_, part)| self.rows(part) == Rows::Columns)
+    }
+
+    /// The blocks, at most `deepest` deep, that make up the columns of a task, in the order of the sum.
+    fn blocks(&self, columns: &Range<usize>, deepest: usize) -> Vec<Block<'a>> {
+        let parts: Vec<_> = self.weight.placed_parts().collect();
+        let column_part = parts.iter().position(|(place, _)| columns.end <= place.end).unwrap_or(0);
+        let block = |(index, (depth_part, depth)): (usize, (usize, Range<usize>))| {
+            let (place, part) = &parts[if self.sum == Sum::Inputs { column_part } else { depth_part }];
+            let stored = |outputs: &Range<usize>| {
+                outputs.start - place.start + part.outputs.start
+                    ..outputs.end - place.start + part.outputs.start
+            };
+            let (stored_depth, stored_columns) = match self.sum {
+                Sum::Inputs => (depth.clone(), stored(columns)),
+                Sum::Outputs => (stored(&depth), columns.clone()),
+            };
+            Block {
+                index,
+                depth,
+                part,
+                stored_depth,
+                stored_columns,
+                rows: self.rows(part),
+                tiled: self.tiled(),
+            }
+        };
+        self.depths(deepest).enumerate().map(block).collect()
+    }
+}
+
+/// The strips of columns of every block, each to be packed at once.
+fn strips<'a>(
+    blocks: &'a [Block<'a>],
+    columns: usize,
+) -> impl Iterator<Item = (&'a Block<'a>, Range<usize>)> {
+    blocks.iter().flat_map(move |block| {
+        let width = block.strip();
+        (0..columns).step_by(width).map(move |start| (block, start..columns.min(start + width)))
+    })
+}
+
+impl Block<'_> {
+    /// Columns to pack at once: where the depth counts the stored rows, several panels, so that rows are read in
+    /// long pieces.
+    fn strip(&self) -> usize {
+        match self.rows {
+            _ if self.tiled.is_some() => PANEL,
+            Rows::Depth => STRIP / self.depth.len().next_multiple_of(PANEL) / PANEL * PANEL,
+            Rows::Columns => PANEL,
+        }
+    }
+
+    /// The panel of all of the operand's in which some of the block's columns are.
+    fn panel(&self, columns: &Range<usize>) -> usize {
+        (self.stored_columns.start + columns.start) / PANEL
+    }
+
+    /// Packs a strip of the block's columns into panels `[panel, depth, 32]`.
+    fn pack(&self, columns: Range<usize>, panels: &mut [f32]) {
+        match &self.part.numbers {
+            Numbers::F32(numbers) => self.pack_from(numbers.as_slice(), columns, panels),
+            Numbers::F16(numbers) => self.pack_from(numbers.as_slice(), columns, panels),
+            Numbers::BF16(numbers) => self.pack_from(numbers.as_slice(), columns, panels),
+        }
+    }
+
+    /// Copies columns that are stored as rows to `[columns, stride]`, a multiple of 16 numbers apart.
+    fn widen(&self, columns: Range<usize>, rows: &mut [f32], stride: usize) {
+        let stored = self.stored_columns.start + columns.start..self.stored_columns.start + columns.end;
+        let (depth, from) = (self.stored_depth.clone(), self.part.stride);
+        match &self.part.numbers {
+            Numbers::F32(numbers) => {
+                Matrix { numbers: numbers.as_slice(), stride: from }.copy(stored, depth, rows, stride)
+            }
+            Numbers::F16(numbers) => {
+                Matrix { numbers: numbers.as_slice(), stride: from }.copy(stored, depth, rows, stride)
+            }
+            Numbers::BF16(numbers) => {
+                Matrix { numbers: numbers.as_slice(), stride: from }.copy(stored, depth, rows, stride)
+            }
+        }
+    }
+
+    /// The memory that `pack` will read.
+    fn lines(&self, columns: Range<usize>) -> Lines<'_> {
+        let columns = self.stored_columns.start + columns.start..self.stored_columns.start + columns.end;
+        let (rows, columns) = match self.rows {
+            Rows::Depth => (self.stored_depth.clone(), columns),
+            Rows::Columns => (columns, self.stored_depth.clone()),
+        };
+        match &self.part.numbers {
+            Numbers::F32(numbers) => Lines::new(numbers.as_slice(), self.part.stride, rows, columns),
+            Numbers::F16(numbers) => {
+                Lines::new(numbers.as_slice().reinterpret_cast(), self.part.stride, rows, columns)
+            }
+            Numbers::BF16(numbers) => {
+                Lines::new(numbers.as_slice().reinterpret_cast(), self.part.stride, rows, columns)
+            }
+        }
+    }
+
+    fn pack_from<T: pack::Number>(&self, numbers: &[T], columns: Range<usize>, panels: &mut [f32]) {
+        let matrix = Matrix { numbers, stride: self.part.stride };
+        let columns = self.stored_columns.start + columns.start..self.stored_columns.start + columns.end;
+        match self.rows {
+            Rows::Depth => matrix.copy_to_panels::<PANEL>(self.stored_depth.clone(), columns, panels),
+            Rows::Columns => matrix.transpose(columns, self.stored_depth.clone(), panels, PANEL),
+        }
+    }
+}
+
+/// Cuts a range into as few pieces as possible of at most `longest`, all but the last of the same length, a
+/// multiple of 32.
+fn cut_evenly(range: Range<usize>, longest: usize) -> impl Iterator<Item = Range<usize>> {
+    let pieces = range.len().div_ceil(longest).max(1);
+    let length = range.len().div_ceil(pieces).next_multiple_of(32).max(1);
+    let end = range.end;
+    range.step_by(length).map(move |start| start..end.min(start + length))
+}
+
+#[cfg(test)]
+mod tests;

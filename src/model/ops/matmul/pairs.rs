@@ -1,0 +1,108 @@
+//! Packing of bf16 matrices for the matrix unit: pairs of numbers that follow each other in the depth, as tiles
+//! `[panel, step, 2, 16 pairs, 16 columns]`.
+//!
+//! Knows the two ways in which a matrix can be stored. It does not know what is multiplied with it.
+
+use pulp::bytemuck::cast;
+use pulp::x86::V4;
+use std::ops::Range;
+
+use super::PANEL;
+use super::amx::{SIDE, STEP, TILE};
+use super::pack::transposed;
+
+/// Packs a block of a matrix whose rows are `stride` numbers long and count the depth.
+pub(super) fn of_rows(
+    simd: V4,
+    numbers: &[u16],
+    stride: usize,
+    depth: Range<usize>,
+    columns: Range<usize>,
+    out: &mut [u32],
+) {
+    let first_column = columns.start;
+    if !depth.len().is_multiple_of(STEP) || !columns.len().is_multiple_of(PANEL) {
+        out.fill(0);
+    }
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let (tiles, _) = out.as_chunks_mut::<{ TILE / 2 }>();
+            let steps = depth.len().div_ceil(STEP);
+            for row in depth.clone().step_by(2) {
+                let (step, pair) = ((row - depth.start) / STEP, (row - depth.start) % STEP / 2);
+                for start in columns.clone().step_by(SIDE) {
+                    let columns = start..columns.end.min(start + SIDE);
+                    let first = row_part(simd, numbers, row, &depth, stride, &columns);
+                    let second = row_part(simd, numbers, row + 1, &depth, stride, &columns);
+                    let second = simd.avx512f._mm512_slli_epi32::<16>(second);
+                    let half = (start - first_column) / SIDE;
+                    let tile = &mut tiles[(half / 2 * steps + step) * 2 + half % 2];
+                    tile[pair * SIDE..][..SIDE].copy_from_slice(&cast::<_, [u32; SIDE]>(
+                        simd.avx512f._mm512_or_si512(first, second),
+                    ));
+                }
+            }
+        },
+    );
+}
+
+/// At most sixteen numbers of a row, each in 32 bits; 0 where there are none.
+#[inline(always)]
+fn row_part(
+    simd: V4,
+    numbers: &[u16],
+    row: usize,
+    rows: &Range<usize>,
+    stride: usize,
+    columns: &Range<usize>,
+) -> std::arch::x86_64::__m512i {
+    let mut padded = [0; SIDE];
+    if row < rows.end && columns.start < columns.end {
+        let part = &numbers[row * stride + columns.start..row * stride + columns.end];
+        match part.first_chunk() {
+            Some(whole) => padded = *whole,
+            None => padded[..part.len()].copy_from_slice(part),
+        }
+    }
+    simd.avx512f._mm512_cvtepu16_epi32(cast(padded))
+}
+
+/// Packs a block of a matrix whose rows are `stride` numbers long and count the columns of the product.
+pub(super) fn along_rows(
+    simd: V4,
+    numbers: &[u16],
+    stride: usize,
+    columns: Range<usize>,
+    depth: Range<usize>,
+    out: &mut [u32],
+) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let (tiles, _) = out.as_chunks_mut::<{ TILE / 2 }>();
+            let mut block = [simd.avx512f._mm512_setzero_ps(); SIDE];
+            for half in 0..2 {
+                for (step, tile) in tiles[half..].iter_mut().step_by(2).enumerate() {
+                    for (row, vector) in block.iter_mut().enumerate() {
+                        let row = columns.start + half * SIDE + row;
+                        let mut padded = [0; STEP];
+                        if row < columns.end {
+                            let part =
+                                &numbers[row * stride + depth.start + step * STEP..row * stride + depth.end];
+                            match part.first_chunk() {
+                                Some(whole) => padded = *whole,
+                                None => padded[..part.len()].copy_from_slice(part),
+                            }
+                        }
+                        *vector = cast(padded);
+                    }
+                    let (pairs, _) = tile.as_chunks_mut::<SIDE>();
+                    for (out, pair) in pairs.iter_mut().zip(transposed(simd, block)) {
+                        *out = cast(pair);
+                    }
+                }
+            }
+        },
+    );
+}

@@ -1,0 +1,231 @@
+//! Products against a naive f64 implementation.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use half::{bf16, f16};
+
+/// Numbers in -1..1 that look random.
+fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    F32,
+    F16,
+    BF16,
+}
+
+/// A weight of every orientation and format, and its numbers as f64 `[outputs, inputs]`.
+fn weight(
+    format: Format,
+    orientation: Orientation,
+    outputs: usize,
+    inputs: usize,
+    seed: u64,
+) -> (Weight, Vec<f64>) {
+    let numbers = noise(outputs * inputs, seed);
+    let exact: Vec<f64> = match format {
+        Format::F32 => numbers.iter().map(|&x| f64::from(x)).collect(),
+        Format::F16 => numbers.iter().map(|&x| f16::from_f32(x).to_f64()).collect(),
+        Format::BF16 => numbers.iter().map(|&x| bf16::from_f32(x).to_f64()).collect(),
+    };
+    let numbers = match format {
+        Format::F32 => Numbers::F32(numbers.into()),
+        Format::F16 => Numbers::F16(numbers.into_iter().map(f16::from_f32).collect::<Vec<_>>().into()),
+        Format::BF16 => Numbers::BF16(numbers.into_iter().map(bf16::from_f32).collect::<Vec<_>>().into()),
+    };
+    match orientation {
+        Orientation::OutputsByInputs => (Weight::from_outputs_by_inputs(numbers, outputs, inputs), exact),
+        Orientation::InputsByOutputs => {
+            let transposed =
+                (0..outputs * inputs).map(|i| exact[i % inputs * outputs + i / inputs]).collect();
+            (Weight::from_inputs_by_outputs(numbers, inputs, outputs), transposed)
+        }
+    }
+}
+
+/// Σ_k x[m, k] · w(k, n), and the same of absolute values, which bounds the error of a sum.
+fn naive(
+    x: &[f32],
+    rows: usize,
+    depth: usize,
+    columns: usize,
+    w: impl Fn(usize, usize) -> f64,
+) -> Vec<(f64, f64)> {
+    let sum = |i: usize| {
+        (0..depth).fold((0.0, 0.0), |(sum, size), k| {
+            let product = f64::from(x[i / columns * depth + k]) * w(k, i % columns);
+            (sum + product, size + product.abs())
+        })
+    };
+    (0..rows * columns).map(sum).collect()
+}
+
+fn close(y: &[f32], expected: &[(f64, f64)], start: impl Fn(usize) -> f32, tolerance: f64, what: &str) {
+    assert_eq!(y.len(), expected.len());
+    for (i, (&y, &(sum, size))) in y.iter().zip(expected).enumerate() {
+        let start = f64::from(start(i));
+        let allowed = tolerance * (size + start.abs()) + 1e-30;
+        assert!((f64::from(y) - sum - start).abs() <= allowed, "{what}: {i}: {y} instead of {}", sum + start);
+    }
+}
+
+/// Both directions with one weight.
+fn check(w: &Weight, exact: &[f64], rows: usize, precision: Precision, tolerance: f64, what: &str) {
+    let (inputs, outputs) = (w.inputs_len(), w.outputs_len());
+    let rounded = |x: f32| if precision == Precision::BF16 { bf16::from_f32(x).to_f32() } else { x };
+    let rounded_exact: Vec<f64> = exact.iter().map(|&w| f64::from(rounded(w as f32))).collect();
+    for sum in [Sum::Inputs, Sum::Outputs] {
+        let (depth, columns) = if sum == Sum::Inputs { (inputs, outputs) } else { (outputs, inputs) };
+        let x = noise(rows * depth, 7);
+        let x_rounded: Vec<f32> = x.iter().map(|&x| rounded(x)).collect();
+        let expected = naive(&x_rounded, rows, depth, columns, |k, n| match sum {
+            Sum::Inputs => rounded_exact[n * inputs + k],
+            Sum::Outputs => rounded_exact[k * inputs + n],
+        });
+        let (bias, start) = (noise(columns, 8), noise(rows * columns, 9));
+        let starts: [(Start, &dyn Fn(usize) -> f32); 5] = [
+            (Start::Zero, &|_| 0.0),
+            (Start::Bias(&bias), &|i| bias[i % columns]),
+            (Start::Rows(&start), &|i| start[i]),
+            (Start::RowsAndBias { rows: &start, bias: &bias }, &|i| start[i] + bias[i % columns]),
+            (Start::Output, &|i| start[i]),
+        ];
+        for (from, start_at) in starts {
+            let mut y = match from {
+                Start::Output => start.clone(),
+                _ => vec![f32::NAN; rows * columns],
+            };
+            match sum {
+                Sum::Inputs => forward(&mut y, &x, w, from, precision, Threads::All),
+                Sum::Outputs => backward(&mut y, &x, w, from, precision, Threads::All),
+            }
+            close(&y, &expected, start_at, tolerance, what);
+        }
+    }
+}
+
+const ORIENTATIONS: [Orientation; 2] = [Orientation::OutputsByInputs, Orientation::InputsByOutputs];
+const FORMATS: [Format; 3] = [Format::F32, Format::F16, Format::BF16];
+
+#[test]
+fn every_size_format_and_orientation_agrees_with_f64() {
+    for (rows, outputs, inputs) in [
+        (1, 1, 1),
+        (1, 70, 33),
+        (2, 33, 500),
+        (3, 5, 7),
+        (14, 64, 32),
+        (15, 31, 65),
+        (29, 97, 401),
+        (61, 66, 130),
+    ] {
+        for format in FORMATS {
+            for orientation in ORIENTATIONS {
+                let (w, exact) = weight(format, orientation, outputs, inputs, 3);
+                for (precision, tolerance) in [(Precision::F32, 1e-6), (Precision::BF16, 1e-6)] {
+                    let what = format!("{rows}x{outputs}x{inputs} {format:?} {precision:?}");
+                    check(&w, &exact, rows, precision, tolerance, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_number_of_rows_is_right() {
+    let (w, exact) = weight(Format::F32, Orientation::OutputsByInputs, 40, 19, 3);
+    for rows in 1..=60 {
+        check(&w, &exact, rows, Precision::F32, 1e-6, &format!("{rows} rows"));
+        check(&w, &exact, rows, Precision::BF16, 1e-6, &format!("{rows} rows in bf16"));
+    }
+}
+
+#[test]
+fn stacked_parts_and_views_are_one_weight() {
+    let inputs = 45;
+    let sizes = [(Format::F32, 40), (Format::BF16, 3), (Format::F16, 67)];
+    for orientation in ORIENTATIONS {
+        let parts: Vec<_> =
+            sizes.iter().map(|&(format, outputs)| weight(format, orientation, outputs, inputs, 5)).collect();
+        let exact: Vec<f64> = parts.iter().flat_map(|(_, exact)| exact.clone()).collect();
+        let whole = Weight::stacked(parts.into_iter().map(|(w, _)| w).collect());
+        for range in [0..110, 1..110, 41..42, 30..50, 43..43, 40..43] {
+            let view = whole.outputs(range.clone());
+            let exact = &exact[range.start * inputs..range.end * inputs];
+            for rows in [1, 5, 70] {
+                check(&view, exact, rows, Precision::F32, 1e-6, "view");
+                check(&view, exact, rows, Precision::BF16, 1e-6, "view in bf16");
+            }
+            let rounded: Vec<f64> = exact.iter().map(|&w| bf16::from_f64(w).to_f64()).collect();
+            check(&view.to_bf16(), &rounded, 9, Precision::F32, 1e-6, "to_bf16");
+            let view = whole.to_bf16().outputs(range.clone()).outputs(0..range.len());
+            check(&view, &rounded, 9, Precision::F32, 1e-6, "view of to_bf16");
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    let (outputs, inputs) = (515, 803);
+    for orientation in ORIENTATIONS {
+        let (w, _) = weight(Format::F16, orientation, outputs, inputs, 3);
+        for rows in [1, 20, 100] {
+            for precision in [Precision::F32, Precision::BF16] {
+                let (x, g) = (noise(rows * inputs, 4), noise(rows * outputs, 5));
+                let both = |threads| {
+                    let (mut y, mut dx) = (vec![0.0; rows * outputs], vec![0.0; rows * inputs]);
+                    forward(&mut y, &x, &w, Start::Zero, precision, threads);
+                    backward(&mut dx, &g, &w, Start::Zero, precision, threads);
+                    y.into_iter().chain(dx).map(f32::to_bits).collect::<Vec<_>>()
+                };
+                let one = both(Threads::One);
+                for count in [1, 2, 5] {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap();
+                    assert!(pool.install(|| both(Threads::All)) == one, "{count} threads");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn empty_products_are_what_they_start_from() {
+    for (rows, outputs, inputs) in [(0, 5, 4), (3, 0, 4), (3, 5, 0)] {
+        let (w, _) = weight(Format::F32, Orientation::OutputsByInputs, outputs, inputs, 1);
+        let bias = noise(outputs, 2);
+        let mut y = vec![f32::NAN; rows * outputs];
+        forward(&mut y, &noise(rows * inputs, 1), &w, Start::Bias(&bias), Precision::F32, Threads::All);
+        let expected: Vec<f32> = (0..rows).flat_map(|_| bias.clone()).collect();
+        assert_eq!(y, if inputs == 0 { expected } else { vec![] });
+        let mut dx = vec![f32::NAN; rows * inputs];
+        backward(&mut dx, &noise(rows * outputs, 1), &w, Start::Zero, Precision::F32, Threads::All);
+        assert_eq!(dx, vec![0.0; rows * inputs]);
+    }
+}
+
+#[test]
+fn nan_and_infinity_are_not_hidden() {
+    for precision in [Precision::F32, Precision::BF16] {
+        for rows in [1, 3, 40] {
+            let (w, _) = weight(Format::F32, Orientation::OutputsByInputs, 50, 70, 3);
+            for (bad, row) in [(f32::NAN, 0), (f32::INFINITY, rows - 1)] {
+                let mut x = noise(rows * 70, 4);
+                x[row * 70 + 69] = bad;
+                let mut y = vec![0.0; rows * 50];
+                forward(&mut y, &x, &w, Start::Zero, precision, Threads::All);
+                for (i, y) in y.iter().enumerate() {
+                    assert_eq!(y.is_finite(), i / 50 != row, "{precision:?} {rows} {bad}");
+                }
+            }
+        }
+    }
+}
