@@ -1,0 +1,148 @@
+//! Each saving of a training pass alone: with it and without, the loss and the gradient are the same.
+
+// Helpers of a test may fail as the test itself would.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod numbers;
+mod undone;
+
+use std::ops::ControlFlow;
+
+use numbers::{Recorder, data, ids, json, load, tensors};
+use pipe::model::decoder::Keep;
+use pipe::model::generate::{GenerateOptions, greedy};
+use pipe::model::{self, Precision};
+use pipe::train::gradient::differentiate;
+use pipe::train::order::Shuffle;
+use pipe::train::soft_prompt::{Length, SoftPromptOptions, train};
+use pipe::train::{Pads, Row, init};
+use undone::{Saving, pass};
+
+const FAMILIES: [&str; 3] = ["bloom", "gpt2", "llama"];
+
+/// Rows that begin alike and end with labels, with this much padding before each.
+fn rows(pads: [usize; 3]) -> Vec<Row> {
+    let row = |(own, pads): (Vec<u32>, usize)| {
+        let ids = [vec![11, 12, 13], own].concat();
+        let labels = ids.iter().enumerate().map(|(i, id)| (i + 2 >= ids.len()).then_some(*id)).collect();
+        Row { ids, labels, pads: Pads::Before(pads) }
+    };
+    let own = [vec![20, 21, 5, 3], vec![22, 7, 3], vec![23, 24, 25, 26, 27, 5, 3]];
+    own.into_iter().zip(pads).map(row).collect()
+}
+
+fn differs(a: &[f32], b: &[f32]) -> f32 {
+    let length = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
+    length(&mut a.iter().zip(b).map(|(a, b)| a - b)) / length(&mut b.iter().copied())
+}
+
+#[test]
+fn each_saving_leaves_loss_and_gradient_as_they_are() {
+    for family in FAMILIES {
+        let model = load(&data(family));
+        let prompt = model.prompt(&init::text(&model, &[5, 6, 7, 8], 4).unwrap()).unwrap();
+        for (saving, name) in Saving::ALL {
+            // Positions that run over padding are the same for a prompt in every row only where there is none.
+            let pads = match saving {
+                Saving::VirtualTokens | Saving::SharedTokens => [0; 3],
+                _ => [4, 5, 1],
+            };
+            let rows = rows(pads);
+            let all: Vec<&Row> = rows.iter().collect();
+            let saved = differentiate(&model, &prompt, &all, 10, 6, Keep::Everything).unwrap();
+            let (loss, gradient) = pass(&model, &prompt, &rows, Some(saving));
+            assert!((saved.loss - loss).abs() < 1e-6 * loss, "{family}, {name}: {} {loss}", saved.loss);
+            let error = differs(&saved.prompt, &gradient);
+            assert!(error < 2e-6, "{family}, {name}: gradient off by {error}");
+        }
+    }
+}
+
+#[test]
+fn what_is_shared_is_not_computed_twice() {
+    let rows = rows([0; 3]);
+    let all: Vec<&Row> = rows.iter().collect();
+    for family in FAMILIES {
+        let model = load(&data(family));
+        let prompt = model.prompt(&init::text(&model, &[5, 6, 7, 8], 4).unwrap()).unwrap();
+        // 4 virtual tokens and 3 that all begin with; of each row's 4, 3 and 7 others all but the last.
+        let tokens = differentiate(&model, &prompt, &all, 10, 6, Keep::Everything).unwrap().tokens;
+        assert_eq!(tokens, 4 + 3 + 3 + 2 + 6, "{family}");
+    }
+}
+
+#[test]
+fn a_prompt_computed_once_generates_what_its_tokens_in_every_row_generate() {
+    for family in FAMILIES {
+        let model = load(&data(family));
+        let prompt = init::text(&model, &[5, 6, 7], 3).unwrap();
+        let rows = [vec![9, 10], vec![11], vec![12, 13, 14]];
+        let options = GenerateOptions { max_new_tokens: 6, end: vec![3], batch_size: 3 };
+        let mut go_on = |_| ControlFlow::Continue(());
+        let reused = greedy(&model, Some(&prompt), &rows, &options, &mut go_on).unwrap();
+        let rows = rows.map(|row| [vec![5, 6, 7], row].concat());
+        assert_eq!(reused, greedy(&model, None, &rows, &options, &mut go_on).unwrap(), "{family}");
+    }
+}
+
+#[test]
+fn layers_computed_again_give_the_same_bits() {
+    let rows = rows([4, 5, 1]);
+    let all: Vec<&Row> = rows.iter().collect();
+    for family in FAMILIES {
+        let model = load(&data(family));
+        let prompt = model.prompt(&init::text(&model, &[5, 6, 7, 8], 4).unwrap()).unwrap();
+        let kept = differentiate(&model, &prompt, &all, 10, 6, Keep::Everything).unwrap();
+        let again = differentiate(&model, &prompt, &all, 10, 6, Keep::BlockInputs).unwrap();
+        assert_eq!((kept.loss, &kept.prompt[..]), (again.loss, &again.prompt[..]), "{family}");
+    }
+}
+
+fn trained(family: &str, precision: Precision) -> (Vec<f64>, Vec<f32>) {
+    let folder = data(family);
+    let expected = json(&folder.join("expected.json"));
+    let model = model::load(&folder, &candle_core::Device::Cpu, precision).unwrap();
+    let row = |r: &serde_json::Value| Row {
+        ids: ids(&r["ids"]),
+        labels: r["labels"].as_array().unwrap().iter().map(|v| v.as_u64().map(|l| l as u32)).collect(),
+        pads: Pads::Before(r["pads_before"].as_u64().unwrap() as usize),
+    };
+    let rows: Vec<Row> = expected["rows"].as_array().unwrap().iter().map(row).collect();
+    let options = SoftPromptOptions {
+        length: Length::Epochs(expected["epochs"].as_u64().unwrap() as usize),
+        batch_size: expected["batch_size"].as_u64().unwrap() as usize,
+        learning_rate: expected["learning_rate"].as_f64().unwrap(),
+        shuffle: Some(Shuffle::Dataloader),
+        ..SoftPromptOptions::default()
+    };
+    let mut recorder = Recorder::default();
+    let init = &tensors(&folder.join("expected.safetensors"))["init"];
+    let prompt = train(&model, init, &rows, &options, &mut recorder).unwrap();
+    (recorder.0.iter().map(|s| s.loss).collect(), prompt.flatten_all().unwrap().to_vec1().unwrap())
+}
+
+#[test]
+fn no_number_of_threads_changes_a_bit() {
+    let on = |threads: usize, family, precision| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| trained(family, precision))
+    };
+    for (family, precision) in FAMILIES.into_iter().flat_map(|f| [(f, Precision::F32), (f, Precision::BF16)])
+    {
+        let one = on(1, family, precision);
+        assert!(one == on(2, family, precision), "{family}: two threads");
+        assert!(one == on(5, family, precision), "{family}: five threads");
+    }
+}
+
+#[test]
+fn bfloat16_follows_f32() {
+    for family in FAMILIES {
+        let (f32, _) = trained(family, Precision::F32);
+        let (bf16, _) = trained(family, Precision::BF16);
+        assert_eq!(f32.len(), bf16.len());
+        let difference = f32.iter().zip(&bf16).map(|(a, b)| (a - b).abs() / a).fold(0.0, f64::max);
+        assert!(difference > 0.0, "{family}: nothing was rounded");
+        assert!(difference < 0.02, "{family}: losses differ by {difference}");
+    }
+}
