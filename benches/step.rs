@@ -1,0 +1,53 @@
+//! A whole training step of each family: batch 8 of the guide's lengths behind 8 virtual tokens, 4 layers of 768.
+//!
+//!     cargo bench --bench step
+
+#![allow(clippy::expect_used)]
+
+mod models;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use models::{FAMILIES, HIDDEN, LAYERS, VOCABULARY, numbers};
+use pipe::model::decoder::Keep;
+use pipe::model::{self, Precision};
+use pipe::train::gradient::differentiate;
+use pipe::train::{Pads, Row};
+
+/// Tokens of the eight rows, the guide's mean; the last two of each are labels.
+const LENGTHS: [usize; 8] = [20, 26, 31, 34, 37, 41, 46, 53];
+
+fn rows() -> Vec<Row> {
+    let row = |(seed, &length): (usize, &usize)| {
+        let ids: Vec<u32> =
+            (0..length).map(|i| ((seed * 7919 + i * 104_729 + 5) % VOCABULARY) as u32).collect();
+        let labels = ids.iter().enumerate().map(|(i, id)| (i + 2 >= length).then_some(*id)).collect();
+        Row { ids, labels, pads: Pads::Before(64 - length) }
+    };
+    LENGTHS.iter().enumerate().map(row).collect()
+}
+
+fn step(c: &mut Criterion) {
+    let rows = rows();
+    let rows: Vec<&Row> = rows.iter().collect();
+    let prompt = numbers(8 * HIDDEN, 99, 0.03);
+    for family in FAMILIES {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        models::write(family, folder.path());
+        let mut group = c.benchmark_group(format!("step/{family}, {LAYERS} layers of {HIDDEN}"));
+        group.sample_size(20);
+        for (name, precision, keep) in [
+            ("f32", Precision::F32, Keep::Everything),
+            ("f32, checkpointed", Precision::F32, Keep::BlockInputs),
+            ("bf16", Precision::BF16, Keep::Everything),
+        ] {
+            let model = model::load(folder.path(), &candle_core::Device::Cpu, precision).expect("a model");
+            group.bench_function(name, |b| {
+                b.iter(|| differentiate(&model, &prompt, &rows, 53, 16, keep).expect("a gradient").loss);
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, step);
+criterion_main!(benches);
