@@ -66,16 +66,11 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
     let embeddings = weights.tensor("transformer.wte.weight", &[vocabulary, hidden])?;
     let positions = weights.tensor("transformer.wpe.weight", &[available, hidden])?;
     let embeddings = Weight::from_outputs_by_inputs(embeddings, vocabulary, hidden);
-    let (embeddings, head) = match config.flag_or("tie_word_embeddings", true)? {
-        true => {
-            let head = Linear::head(embeddings, precision);
-            (head.weight().clone(), head)
-        }
-        false => {
-            let head = weights.tensor("lm_head.weight", &[vocabulary, hidden])?;
-            (embeddings, Linear::head(Weight::from_outputs_by_inputs(head, vocabulary, hidden), precision))
-        }
-    };
+    // A tied head is a view of its own: rounded, it lets go of what the embeddings hardly touch.
+    let tied = config.flag_or("tie_word_embeddings", true)?;
+    let head = if tied { "transformer.wte.weight" } else { "lm_head.weight" };
+    let head =
+        Weight::from_outputs_by_inputs(weights.tensor(head, &[vocabulary, hidden])?, vocabulary, hidden);
     let max_positions = Some(available);
     Ok(Decoder {
         shape: DecoderShape { hidden, layers, heads, kv_heads: heads, vocabulary, max_positions },
@@ -84,7 +79,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
         positions: Positions::Learned(Weight::from_outputs_by_inputs(positions, available, hidden)),
         blocks: (0..layers).map(block).collect::<Result<_, _>>()?,
         final_norm: norm("ln_f")?,
-        head,
+        head: Linear::head(head, precision),
         parameters: weights.parameters(),
         pool: Default::default(),
     })

@@ -200,6 +200,16 @@ mod tests {
     }
 
     #[test]
+    fn what_all_rows_begin_with_lies_behind_the_virtual_tokens() {
+        let row = |tokens, pads_before| PackedRow { tokens, pads_before };
+        let layout = Layout::behind(2, row(3, 4), &[row(2, 4), row(1, 4)]);
+        assert_eq!(layout.prefix(), 5);
+        assert_eq!(layout.positions(), [0, 1, 6, 7, 8, 9, 10, 9]);
+        let ranges: Vec<_> = layout.segments().iter().map(|s| s.tokens.clone()).collect();
+        assert_eq!(ranges, [0..5, 5..7, 7..8]);
+    }
+
+    #[test]
     fn a_cached_row_goes_on_behind_its_past() {
         let layout = Layout::cached(2, &[CachedRow { row: 4, past: 3, tokens: 1 }]);
         assert_eq!(layout.positions(), [5]);

@@ -74,16 +74,11 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
     };
     let embeddings = weights.tensor("model.embed_tokens.weight", &[vocabulary, hidden])?;
     let embeddings = Weight::from_outputs_by_inputs(embeddings, vocabulary, hidden);
-    let (embeddings, head) = match config.flag_or("tie_word_embeddings", false)? {
-        true => {
-            let head = Linear::head(embeddings, precision);
-            (head.weight().clone(), head)
-        }
-        false => {
-            let head = weights.tensor("lm_head.weight", &[vocabulary, hidden])?;
-            (embeddings, Linear::head(Weight::from_outputs_by_inputs(head, vocabulary, hidden), precision))
-        }
-    };
+    // A tied head is a view of its own: rounded, it lets go of what the embeddings hardly touch.
+    let tied = config.flag_or("tie_word_embeddings", false)?;
+    let head = if tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+    let head =
+        Weight::from_outputs_by_inputs(weights.tensor(head, &[vocabulary, hidden])?, vocabulary, hidden);
     let max_positions = config.maybe_count(&["max_position_embeddings"])?;
     Ok(Decoder {
         shape: DecoderShape { hidden, layers, heads, kv_heads, vocabulary, max_positions },
@@ -92,7 +87,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
         positions: Positions::Rotary(frequencies(config, dim)?),
         blocks: (0..layers).map(block).collect::<Result<_, _>>()?,
         final_norm: norm("norm")?,
-        head,
+        head: Linear::head(head, precision),
         parameters: weights.parameters(),
         pool: Default::default(),
     })

@@ -3,8 +3,8 @@
 //! Knows the files and number formats, and leaves large tensors where they are: a matrix is a view of the mapped
 //! file in the format it has there. Does not know which tensors an architecture needs.
 
-use std::cell::Cell;
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -24,7 +24,8 @@ use super::ops::matmul::{Numbers, Slice};
 pub struct Weights {
     config: Config,
     source: Source,
-    parameters: Cell<usize>,
+    /// How many numbers each tensor has that was handed out.
+    handed_out: RefCell<BTreeMap<String, usize>>,
 }
 
 /// Where the tensors are.
@@ -48,7 +49,7 @@ impl Weights {
             return Ok(Self {
                 config,
                 source: Source::Gguf(path.to_path_buf(), gguf),
-                parameters: Cell::new(0),
+                handed_out: RefCell::default(),
             });
         }
         if path.is_file() {
@@ -63,7 +64,7 @@ impl Weights {
         }
         let config = Config::read(&config)?;
         let source = Source::Safetensors(Files::open(path)?);
-        Ok(Self { config, source, parameters: Cell::new(0) })
+        Ok(Self { config, source, handed_out: RefCell::default() })
     }
 
     /// The model's configuration.
@@ -107,7 +108,7 @@ impl Weights {
                 found,
             });
         }
-        self.parameters.set(self.parameters.get() + shape.iter().product::<usize>());
+        self.handed_out.borrow_mut().insert(name.to_owned(), shape.iter().product());
         Ok(numbers)
     }
 
@@ -119,9 +120,9 @@ impl Weights {
         Ok(self.tensor(name, &[len])?.to_f32())
     }
 
-    /// How many numbers have been handed out.
+    /// How many numbers have been handed out, those of a tensor counted once.
     pub fn parameters(&self) -> usize {
-        self.parameters.get()
+        self.handed_out.borrow().values().sum()
     }
 }
 

@@ -71,7 +71,7 @@ fn eight() -> usize {
 
 impl Stage for Generate {
     const KIND: &'static str = "generate";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const LANE: Lane = Lane::Device;
     const ABOUT: &'static str = "Continues prompts with a model or adapter, the likeliest token at a time.";
     const EXAMPLE: &'static str = "\

@@ -188,7 +188,7 @@ const EVAL_BATCH: usize = 16;
 
 impl Stage for TrainSoftPrompt {
     const KIND: &'static str = "train_soft_prompt";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const LANE: Lane = Lane::Device;
     const ABOUT: &'static str = "Trains virtual tokens before a frozen model (PEFT's prompt tuning).";
     const EXAMPLE: &'static str = "\

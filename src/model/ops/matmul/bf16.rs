@@ -11,7 +11,9 @@ use std::ops::Range;
 
 use super::amx::{SIDE, STEP, Session, Sums, TILE, Unit};
 use super::pack::{Lines, round_to_bf16};
-use super::{Block, Kernel, Numbers, Operand, PANEL, Rows, STRIP, Threads, each, pairs, scratch, strips};
+use super::{
+    Block, Kernel, Numbers, Onto, Operand, PANEL, Rows, STRIP, Threads, each, pairs, scratch, strips,
+};
 
 thread_local! {
     static TILES: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
@@ -86,7 +88,7 @@ fn pack_rows(x: &[f32], depth: usize, blocks: &[Range<usize>], out: &mut [u16]) 
 }
 
 impl Kernel for Tiles<'_> {
-    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize) {
+    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, onto: Onto) {
         let session = self.unit.configure();
         let mut strips = strips(blocks, columns).peekable();
         scratch::with(&WEIGHT, STRIP, |weight| {
@@ -112,9 +114,15 @@ impl Kernel for Tiles<'_> {
                 for (column, weight) in columns.clone().step_by(PANEL).zip(weight.chunks_exact(steps * TILE))
                 {
                     let columns = column..columns.end.min(column + PANEL);
-                    self.add_panel(&session, start..start + steps, weight, y, columns, || {
-                        next.prefetch(lines)
-                    });
+                    let tiles = start..start + steps;
+                    self.add_panel(
+                        &session,
+                        tiles,
+                        weight,
+                        (&mut *y, onto.of(blocks, block)),
+                        columns,
+                        || next.prefetch(lines),
+                    );
                 }
             }
         });
@@ -152,7 +160,7 @@ impl Tiles<'_> {
         session: &Session,
         steps: Range<usize>,
         weight: &[u32],
-        y: &mut [&mut [f32]],
+        (y, onto): (&mut [&mut [f32]], Onto),
         columns: Range<usize>,
         mut prefetch: impl FnMut(),
     ) {
@@ -166,13 +174,13 @@ impl Tiles<'_> {
             } else {
                 session.multiply_two([&first[tiles.clone()], &second[tiles.clone()]], weight, &mut sums);
             }
-            add_sums(&sums, y, columns.clone());
+            add_sums(&sums, y, columns.clone(), onto);
         }
     }
 }
 
-/// Adds a tile's sums to the rows and columns of y that exist.
-fn add_sums(sums: &Sums, y: &mut [&mut [f32]], columns: Range<usize>) {
+/// Puts a tile's sums into the rows and columns of y that exist, or adds them.
+fn add_sums(sums: &Sums, y: &mut [&mut [f32]], columns: Range<usize>, onto: Onto) {
     pulp::Arch::new().dispatch(
         #[inline(always)]
         || {
@@ -181,6 +189,11 @@ fn add_sums(sums: &Sums, y: &mut [&mut [f32]], columns: Range<usize>) {
                 let (left, right) = (&left[row % SIDE], &right[row % SIDE]);
                 let y = &mut y[columns.clone()];
                 let (y_left, y_right) = y.split_at_mut(y.len().min(SIDE));
+                if onto == Onto::Nothing {
+                    y_left.copy_from_slice(&left[..y_left.len()]);
+                    y_right.copy_from_slice(&right[..y_right.len()]);
+                    continue;
+                }
                 y_left.iter_mut().zip(left).for_each(|(y, sum)| *y += sum);
                 y_right.iter_mut().zip(right).for_each(|(y, sum)| *y += sum);
             }

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::pack::{LANES, Lines, Matrix, prefetch, round_all_to_bf16};
-use super::{Block, Kernel, PANEL, Precision, STRIP, Threads, each, scratch, strips};
+use super::{Block, Kernel, Onto, PANEL, Precision, STRIP, Threads, each, scratch, strips};
 
 thread_local! {
     static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
@@ -48,7 +48,7 @@ impl Vectors<'_> {
 }
 
 impl Kernel for Vectors<'_> {
-    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize) {
+    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, onto: Onto) {
         let mut strips = strips(blocks, columns).peekable();
         scratch::with(&WEIGHT, STRIP, |weight| {
             while let Some((block, columns)) = strips.next() {
@@ -63,8 +63,17 @@ impl Kernel for Vectors<'_> {
                 let lines = next.len().div_ceil(self.panels.count * columns.len().div_ceil(PANEL));
                 for (start, weight) in columns.clone().step_by(PANEL).zip(weight.chunks_exact(len)) {
                     let columns = start..columns.end.min(start + PANEL);
-                    let (depth, next) = (block.depth.clone(), &mut next);
-                    pulp::Arch::new().dispatch(Panel { x: self, depth, weight, y, columns, next, lines });
+                    let (depth, next, onto) = (block.depth.clone(), &mut next, onto.of(blocks, block));
+                    pulp::Arch::new().dispatch(Panel {
+                        x: self,
+                        depth,
+                        weight,
+                        y,
+                        columns,
+                        onto,
+                        next,
+                        lines,
+                    });
                 }
             }
         });
@@ -104,6 +113,7 @@ struct Panel<'a, 'n, 'y> {
     weight: &'a [f32],
     y: &'a mut [&'y mut [f32]],
     columns: Range<usize>,
+    onto: Onto,
     /// What will be packed next: it is brought closer meanwhile, some lines with every panel of x.
     next: &'a mut Lines<'n>,
     lines: usize,
@@ -114,7 +124,7 @@ impl WithSimd for Panel<'_, '_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, depth, weight, y, columns, next, lines } = self;
+        let Self { x, depth, weight, y, columns, onto, next, lines } = self;
         let (weight, _) = weight.as_chunks::<PANEL>();
         let tile_rows = if S::REGISTER_COUNT >= 32 { 14 } else { 6 };
         for (panel, packed) in x.packed.chunks_exact(x.depth * LANES).enumerate() {
@@ -126,7 +136,7 @@ impl WithSimd for Panel<'_, '_, '_> {
                 for offset in (0..columns.len()).step_by(2 * S::F32_LANES) {
                     let columns =
                         columns.start + offset..columns.end.min(columns.start + offset + 2 * S::F32_LANES);
-                    add_rows(simd, packed, first - rows.start, weight, offset, y, columns);
+                    add_rows(simd, packed, first - rows.start, weight, offset, (y, onto), columns);
                 }
             }
         }
@@ -141,13 +151,13 @@ fn add_rows<S: Simd>(
     row: usize,
     weight: &[[f32; PANEL]],
     offset: usize,
-    y: &mut [&mut [f32]],
+    (y, onto): (&mut [&mut [f32]], Onto),
     columns: Range<usize>,
 ) {
     macro_rules! tile {
         ($row:expr; $($rows:literal)*) => {
             match y.len() {
-                $($rows => add_tile::<S, $rows>(simd, x, $row, weight, offset, y, columns),)*
+                $($rows => add_tile::<S, $rows>(simd, x, $row, weight, offset, (y, onto), columns),)*
                 _ => {}
             }
         };
@@ -155,7 +165,8 @@ fn add_rows<S: Simd>(
     if S::REGISTER_COUNT >= 32 { tile!(0; 1 2 3 4 5 6 7 8 9 10 11 12 13 14) } else { tile!(row; 1 2 3 4 5 6) }
 }
 
-/// `y[r, columns] += Σ_k x[k, row + r] · weight[k, offset..]` for two vectors of columns, summed in registers.
+/// `y[r, columns] += Σ_k x[k, row + r] · weight[k, offset..]` for two vectors of columns, summed in registers; `=` onto
+/// nothing.
 #[inline(always)]
 fn add_tile<S: Simd, const ROWS: usize>(
     simd: S,
@@ -163,7 +174,7 @@ fn add_tile<S: Simd, const ROWS: usize>(
     row: usize,
     weight: &[[f32; PANEL]],
     offset: usize,
-    y: &mut [&mut [f32]],
+    (y, onto): (&mut [&mut [f32]], Onto),
     columns: Range<usize>,
 ) {
     // Rows of y are far apart: they are asked for before the sums are ready.
@@ -184,13 +195,19 @@ fn add_tile<S: Simd, const ROWS: usize>(
     for (y, sums) in y.iter_mut().zip(sums) {
         let y = &mut y[columns.clone()];
         if let (&mut [ref mut first, ref mut second], []) = S::as_mut_simd_f32s(y) {
-            *first = simd.add_f32s(*first, sums[0]);
-            *second = simd.add_f32s(*second, sums[1]);
+            (*first, *second) = match onto {
+                Onto::Nothing => (sums[0], sums[1]),
+                Onto::Output => (simd.add_f32s(*first, sums[0]), simd.add_f32s(*second, sums[1])),
+            };
             continue;
         }
         let (first, second) = y.split_at_mut(y.len().min(S::F32_LANES));
         for (y, sum) in [first, second].into_iter().zip(sums) {
-            simd.partial_store_f32s(y, simd.add_f32s(simd.partial_load_f32s(y), sum));
+            let sum = match onto {
+                Onto::Nothing => sum,
+                Onto::Output => simd.add_f32s(simd.partial_load_f32s(y), sum),
+            };
+            simd.partial_store_f32s(y, sum);
         }
     }
 }

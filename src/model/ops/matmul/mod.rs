@@ -112,7 +112,23 @@ const STRIP: usize = 384 * 4 * PANEL;
 /// What a kernel is.
 trait Kernel: Sync {
     /// `y += x · weight` for all rows of the x that it holds, for the first `columns` columns of the blocks.
-    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize);
+    ///
+    /// What y holds does not count where `onto` is nothing.
+    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, onto: Onto);
+}
+
+/// What the first block of a sum is added to; those behind it are added to the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Onto {
+    Nothing,
+    Output,
+}
+
+impl Onto {
+    /// For one of a sum's blocks.
+    fn of(self, blocks: &[Block], block: &Block) -> Self {
+        if blocks.first().is_some_and(|first| first.index == block.index) { self } else { Self::Output }
+    }
 }
 
 /// The index of a weight over which a product sums.
@@ -175,10 +191,10 @@ fn product(
     assert_eq!(x.len(), rows * depth, "x [{rows}, {depth}]");
     start.check(rows, columns);
     if depth == 0 {
-        return y
-            .chunks_exact_mut(columns)
-            .enumerate()
-            .for_each(|(row, y)| start.fill(y, row, 0..columns, columns));
+        return y.chunks_exact_mut(columns).enumerate().for_each(|(row, y)| match start {
+            Start::Zero => y.fill(0.0),
+            _ => start.fill(y, row, 0..columns, columns),
+        });
     }
     if rows <= FEW_ROWS && operand.rows_run_along_sum() && operand.tiled().is_none() {
         return dot::Dots::with(x, rows, precision, |kernel| {
@@ -208,11 +224,12 @@ fn run<K: Kernel>(
     start: Start,
     threads: Threads,
 ) {
+    let onto = if matches!(start, Start::Zero) { Onto::Nothing } else { Onto::Output };
     each(threads, operand.tasks(y), |mut task: Task| {
         for (row, y) in task.y.iter_mut().enumerate() {
             start.fill(y, row, task.columns.clone(), operand.columns);
         }
-        kernel.add(&operand.blocks(&task.columns, deepest), &mut task.y, task.columns.len());
+        kernel.add(&operand.blocks(&task.columns, deepest), &mut task.y, task.columns.len(), onto);
     });
 }
 
@@ -239,11 +256,11 @@ impl Start<'_> {
         assert!(bias.is_none_or(|bias| bias.len() == columns), "bias [{columns}]");
     }
 
-    /// Makes `y`, some columns of a row, what the product of `width` columns is added to.
+    /// Makes `y`, some columns of a row, what the product of `width` columns is added to, if that is anything.
     fn fill(&self, y: &mut [f32], row: usize, columns: Range<usize>, width: usize) {
         let of_row = row * width + columns.start..row * width + columns.end;
         match self {
-            Start::Zero => y.fill(0.0),
+            Start::Zero | Start::Output => {}
             Start::Bias(bias) => y.copy_from_slice(&bias[columns]),
             Start::Rows(rows) => y.copy_from_slice(&rows[of_row]),
             Start::RowsAndBias { rows, bias } => {
@@ -251,7 +268,6 @@ impl Start<'_> {
                     *y = row + bias;
                 }
             }
-            Start::Output => {}
         }
     }
 }

@@ -229,3 +229,32 @@ fn nan_and_infinity_are_not_hidden() {
         }
     }
 }
+
+#[test]
+fn a_prepared_weight_multiplies_as_the_one_it_was_made_of() {
+    for (rows, outputs, inputs) in [(1, 70, 33), (5, 33, 500), (40, 300, 1100), (61, 66, 130)] {
+        for (format, orientation) in FORMATS.into_iter().flat_map(|f| ORIENTATIONS.map(|o| (f, o))) {
+            let (w, exact) = weight(format, orientation, outputs, inputs, 3);
+            // In one piece, and scattered as the heads of a fused projection are.
+            let ends: Vec<usize> = (0..outputs).step_by(24).chain([outputs]).collect();
+            let parts = Weight::stacked(ends.windows(2).map(|e| w.outputs(e[0]..e[1])).collect());
+            for precision in [Precision::F32, Precision::BF16] {
+                let what = format!("{rows}x{outputs}x{inputs} {format:?} {precision:?} prepared");
+                check(&w.clone().prepared(precision), &exact, rows, precision, 1e-6, &what);
+                check(&parts.clone().prepared(precision), &exact, rows, precision, 1e-6, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_outputs_weights_are_a_row_of_a_table() {
+    for (format, orientation) in FORMATS.into_iter().flat_map(|f| ORIENTATIONS.map(|o| (f, o))) {
+        let (w, exact) = weight(format, orientation, 7, 5, 3);
+        let stacked = Weight::stacked(vec![w.outputs(4..7), w]);
+        let mut row = [f32::NAN; 5];
+        stacked.output_row(4, &mut row);
+        let expected: Vec<f32> = exact[5..10].iter().map(|&x| x as f32).collect();
+        assert_eq!(row, expected[..], "{format:?} {}", orientation == Orientation::OutputsByInputs);
+    }
+}
