@@ -130,11 +130,11 @@ impl Kernel for Tiles<'_> {
 }
 
 /// All panels of an operand of one part.
-pub(super) fn panels(simd: V4, operand: &Operand) -> Vec<u32> {
+pub(super) fn panels(simd: V4, operand: &Operand) -> scratch::Lined<u32> {
     let steps = |block: &Block| block.depth.len().div_ceil(STEP) * TILE;
     let depths = operand.depths(DEPTH).map(|(_, depth)| depth.len().div_ceil(STEP));
     let panel = depths.sum::<usize>() * TILE;
-    let mut panels = vec![0; operand.columns.div_ceil(PANEL) * panel];
+    let mut panels = scratch::Lined::zeros(operand.columns.div_ceil(PANEL) * panel);
     panels.par_chunks_mut(panel).enumerate().for_each(|(i, mut panel)| {
         let columns = i * PANEL..operand.columns.min((i + 1) * PANEL);
         for block in operand.blocks(&columns, DEPTH) {

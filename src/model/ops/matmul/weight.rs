@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::pack::Number;
+use super::scratch::Lined;
 
 /// A part of a shared, immutable sequence of numbers; cheap to clone.
 #[derive(Clone)]
@@ -94,8 +95,8 @@ impl From<Vec<bf16>> for Numbers {
 /// A weight as the matrix unit takes it: pairs of bf16 numbers `[panel, step, 2, 16 pairs, 16 columns]`, all panels of
 /// 32 columns with the whole depth, for a sum over the inputs and for one over the outputs.
 pub(super) struct Tiled {
-    pub inputs: Vec<u32>,
-    pub outputs: Vec<u32>,
+    pub inputs: Lined<u32>,
+    pub outputs: Lined<u32>,
 }
 
 /// Which index of a stored matrix counts its rows.
