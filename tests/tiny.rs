@@ -119,6 +119,35 @@ fn a_window_of_several_batches_is_one_batch() {
 }
 
 #[test]
+fn rows_without_a_label_change_nothing() {
+    for family in FAMILIES {
+        let (folder, expected) = (data(family), json(&data(family).join("expected.json")));
+        let (model, good) = (load(&folder), rows(&expected));
+        let mut with = good[..3].to_vec();
+        with[1].labels.fill(None);
+        let without = [good[0].clone(), good[2].clone()];
+        let init = &tensors(&folder.join("expected.safetensors"))["init"];
+        let run = |rows: &[Row], micro_batch_size| {
+            let options = SoftPromptOptions {
+                length: Length::Steps(1),
+                batch_size: 3,
+                micro_batch_size,
+                shuffle: None,
+                ..SoftPromptOptions::default()
+            };
+            let mut recorder = Recorder::default();
+            train(&model, init, rows, &options, &mut recorder).unwrap();
+            (recorder.0[0].loss, recorder.0[0].tokens)
+        };
+        assert_eq!(run(&with, None), run(&without, None), "{family}");
+        assert_eq!(run(&with, Some(1)), run(&without, Some(1)), "{family}, one row at a time");
+        let mut go_on = |_| ControlFlow::Continue(());
+        let scores = score(&model, None, &with, 1, &mut go_on).unwrap();
+        assert_eq!(scores[1], Score::default(), "{family}");
+    }
+}
+
+#[test]
 fn continuations_are_transformers_own_whatever_the_batch() {
     for (family, batch_size) in FAMILIES.into_iter().flat_map(|f| [(f, 1), (f, 3), (f, 8)]) {
         let (folder, expected) = (data(family), json(&data(family).join("expected.json")));

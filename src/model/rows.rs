@@ -83,11 +83,6 @@ impl Rows {
         &self[index * self.width..][..self.width]
     }
 
-    /// The first `rows` rows.
-    pub fn first(&self, rows: usize) -> &[f32] {
-        &self[..rows * self.width]
-    }
-
     /// A matrix of the same sizes.
     pub fn like(&self) -> Self {
         self.pool.rows(self.rows(), self.width)

@@ -73,8 +73,11 @@ pub fn score(
 fn score_batch(model: &Decoder, prompt: &[f32], rows: &[Row]) -> Result<Vec<Score>, ModelError> {
     let longest = rows.iter().map(|r| r.ids.len()).max().unwrap_or(0);
     let batch = Batch::new(&rows.iter().collect::<Vec<_>>(), model, prompt, longest);
-    let states = model.forward(batch.embed(model, prompt)?, &batch.layout, &batch.asked, None)?;
     let mut scores = vec![Score::default(); rows.len()];
+    if batch.asked.is_empty() {
+        return Ok(scores);
+    }
+    let states = model.forward(batch.embed(model, prompt)?, &batch.layout, &batch.asked, None)?;
     let judged = judge(model.head(), &states, &batch.targets);
     for ((judged, &owner), &target) in judged.iter().zip(&batch.owners).zip(&batch.targets) {
         scores[owner].nll += judged.nll;

@@ -254,6 +254,9 @@ impl<'a> Training<'a> {
                 return Err(TrainError::Interrupted);
             }
             let micro_rows: Vec<&Row> = micro.iter().map(|&i| &self.rows[i]).collect();
+            if micro_rows.iter().all(|row| row.kept(self.shape.0) == 0) {
+                continue;
+            }
             let part =
                 differentiate(self.model, &self.prompt, &micro_rows, longest, labels, self.options.keep)?;
             loss += part.loss;
