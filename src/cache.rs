@@ -18,6 +18,8 @@ use crate::stage::{ArtifactKind, Cancel, Output};
 
 /// The layout of `.pipe/cache`; a change of it starts a new cache.
 const FORMAT: &str = "v1";
+/// Where work is kept that a kill interrupted, a folder a key.
+const UNFINISHED: &str = "unfinished";
 
 /// A content-addressed store of stage results.
 #[derive(Clone, Debug)]
@@ -194,7 +196,8 @@ impl Cache {
         remove_tree(&work).map_err(at(&work))?;
         let out = work.join("out");
         fs::create_dir_all(&out).map_err(at(&out))?;
-        Ok(Miss { cache: self.clone(), key: *key, work, out, _lock: lock })
+        let unfinished = self.root.join(UNFINISHED).join(key.to_string());
+        Ok(Miss { cache: self.clone(), key: *key, work, out, unfinished, _lock: lock })
     }
 
     /// Puts the files of a result into a folder, linked and read-only where the disk allows.
@@ -286,6 +289,7 @@ impl Cache {
                 kept.extend(entry.files.iter().map(|f| f.digest));
             }
         }
+        self.collect_unfinished(limit, &mut collected)?;
         for path in walk(&self.root.join("blobs")) {
             let named = path
                 .file_name()
@@ -299,6 +303,29 @@ impl Cache {
             }
         }
         Ok(collected)
+    }
+}
+
+impl Cache {
+    /// Removes what was left unfinished and not touched for longer than `limit.age`, or at all if that has no
+    /// value: a collection down to a size has no use for half results. What somebody works on stays.
+    fn collect_unfinished(&self, limit: &Limit, collected: &mut Collected) -> Result<(), CacheError> {
+        let Ok(folders) = fs::read_dir(self.root.join(UNFINISHED)) else { return Ok(()) };
+        for folder in folders.flatten().map(|entry| entry.path()) {
+            let files: Vec<fs::Metadata> =
+                walk(&folder).iter().filter_map(|f| fs::metadata(f).ok()).collect();
+            let age = |m: &fs::Metadata| m.modified().ok()?.elapsed().ok();
+            let youngest = files.iter().map(|m| age(m).unwrap_or_default()).min().unwrap_or(Duration::MAX);
+            let lock = folder.file_name().map(|key| self.root.join("locks").join(key));
+            let lock = lock.and_then(|path| OpenOptions::new().write(true).open(path).ok());
+            let busy = lock.as_ref().is_some_and(|lock| lock.try_lock().is_err());
+            if !busy && youngest >= limit.grace.max(limit.age.unwrap_or_default()) {
+                remove_tree(&folder).map_err(at(&folder))?;
+                collected.unfinished += 1;
+                collected.bytes += files.iter().map(fs::Metadata::len).sum::<u64>();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -320,16 +347,19 @@ pub struct Collected {
     pub entries: usize,
     /// Blobs that no entry names any more.
     pub blobs: usize,
-    /// Their bytes.
+    /// Stages that were interrupted and whose work nobody went on with.
+    pub unfinished: usize,
+    /// The bytes of blobs and unfinished work.
     pub bytes: u64,
 }
 
-/// The right to write one result. Dropped without [`Miss::commit`], it leaves nothing.
+/// The right to write one result. Dropped without [`Miss::commit`], it leaves nothing but unfinished work.
 pub struct Miss {
     cache: Cache,
     key: Key,
     work: PathBuf,
     out: PathBuf,
+    unfinished: PathBuf,
     _lock: File,
 }
 
@@ -337,6 +367,16 @@ impl Miss {
     /// The empty folder to write in.
     pub fn out(&self) -> &Path {
         &self.out
+    }
+
+    /// A folder for work that the next who wants this result may go on with; it need not exist.
+    pub fn unfinished(&self) -> &Path {
+        &self.unfinished
+    }
+
+    /// Lets go of what somebody else has left unfinished.
+    pub fn forget_unfinished(&self) -> Result<(), CacheError> {
+        remove_tree(&self.unfinished).map_err(at(&self.unfinished))
     }
 
     /// Empties the folder for another try.
@@ -387,6 +427,7 @@ impl Miss {
         let path = self.cache.entry(&self.key);
         let text = serde_json::to_vec_pretty(&entry).map_err(|e| at(&path)(e.into()))?;
         write_atomically(&path, &text).map_err(at(&path))?;
+        self.forget_unfinished()?;
         Ok(entry)
     }
 
@@ -606,7 +647,7 @@ mod tests {
         let used = BTreeMap::from([(new.key, SystemTime::now() + Duration::from_secs(60))]);
         let limit = Limit { bytes: Some(6), ..Limit::default() };
         let collected = cache.gc(&limit, &used).unwrap();
-        assert_eq!(collected, Collected { entries: 1, blobs: 1, bytes: 8 });
+        assert_eq!(collected, Collected { entries: 1, blobs: 1, unfinished: 0, bytes: 8 });
         assert!(cache.peek(&old.key).is_none());
         assert!(cache.peek(&new.key).is_some());
     }

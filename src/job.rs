@@ -141,7 +141,11 @@ impl Task {
         let waiting = || shared.listen.on(&Event::StageWaiting { stage: stage.clone() });
         let lookup = match self.freshness {
             Freshness::Cached => shared.cache.lookup(&keyed.key, &shared.cancel, waiting)?,
-            Freshness::Forced => Lookup::Miss(shared.cache.begin(&keyed.key, &shared.cancel, waiting)?),
+            Freshness::Forced => {
+                let miss = shared.cache.begin(&keyed.key, &shared.cancel, waiting)?;
+                miss.forget_unfinished()?;
+                Lookup::Miss(miss)
+            }
         };
         let (status, entry) = match lookup {
             Lookup::Hit(entry) => {
@@ -242,7 +246,15 @@ impl Task {
         };
         let alarm = Alarm::set(self.decl.timeout, &shared.cancel);
         let (cancel, secrets) = (&alarm.cancel, &shared.secrets);
-        let context = Context { inputs: &inputs, out: miss.out(), device, say: &say, cancel, secrets };
+        let context = Context {
+            inputs: &inputs,
+            out: miss.out(),
+            unfinished: miss.unfinished(),
+            device,
+            say: &say,
+            cancel,
+            secrets,
+        };
         let outcome = catch_unwind(AssertUnwindSafe(|| self.decl.stage.run(&context)));
         let timed_out = alarm.rang();
         match outcome {

@@ -308,6 +308,9 @@ pub struct Context<'a> {
     pub inputs: &'a BTreeMap<String, Artifact>,
     /// An empty folder for the results.
     pub out: &'a Path,
+    /// A folder that outlives a kill, for work to be gone on with by the next run of the same stage on the same
+    /// inputs; made by whoever writes to it, gone once the stage is done.
+    pub unfinished: &'a Path,
     /// The device of the model lane; the processor for other stages.
     pub device: &'a candle_core::Device,
     /// Takes what the stage says.

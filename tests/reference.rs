@@ -11,14 +11,17 @@ use std::path::Path;
 use candle_core::Tensor;
 use numbers::{
     Recorder, distance, ids, indices, json, load, logits, loss_and_gradient, pads, relative, shared, tensors,
+    train,
 };
 use pipe::artifact::adapter::{Adapter, CONFIG, WEIGHTS};
 use pipe::model::Decoder;
 use pipe::model::generate::{GenerateOptions, greedy};
 use pipe::train::adamw::AdamWOptions;
 use pipe::train::order::{Order, Shuffle};
-use pipe::train::soft_prompt::{Epoch, Length, Observer, SoftPromptOptions, Step, train};
-use pipe::train::{Pads, Row, TrainError, init};
+use pipe::train::recipe::Length;
+use pipe::train::soft_prompt::SoftPrompt;
+use pipe::train::training::{Epoch, Observer, Step};
+use pipe::train::{Pads, Recipe, Row, TrainError, init};
 use tokenizers::Tokenizer;
 
 const INIT: &str = "Classify if the tweet is a complaint or not:";
@@ -97,12 +100,8 @@ fn forward(family: &str) {
     println!("{family}: gradient off by {error:e}");
 }
 
-fn guide_options() -> SoftPromptOptions {
-    SoftPromptOptions {
-        length: Length::Epochs(50),
-        shuffle: Some(Shuffle::Randperm),
-        ..SoftPromptOptions::default()
-    }
+fn guide_options() -> Recipe {
+    Recipe { length: Length::Epochs(50), shuffle: Some(Shuffle::Randperm), ..Recipe::default() }
 }
 
 /// The 50 epochs of the guide: rows, rates and losses of every step, and the prompt at the end.
@@ -115,7 +114,7 @@ fn recipe(family: &str) {
     let prompt = prompt_init(&model, &text);
     assert_eq!(distance(&prompt, &prompts["init"]), 0.0);
 
-    let one = SoftPromptOptions { length: Length::Steps(1), ..guide_options() };
+    let one = Recipe { length: Length::Steps(1), ..guide_options() };
     let first = train(&model, &prompt, &rows, &one, &mut Recorder::default()).unwrap();
     let error = distance(&first, &prompts["step1"]);
     assert!(error < 1e-4, "{family}: first step off by {error}");
@@ -156,7 +155,7 @@ fn trainer(family: &str) {
         Row { ids, labels, pads: Pads::Before(0) }
     };
     let rows: Vec<Row> = lines(&data)[..40].iter().map(encode).collect();
-    let options = SoftPromptOptions {
+    let options = Recipe {
         length: Length::Epochs(2),
         batch_size: 1,
         gradient_accumulation: 8,
@@ -165,7 +164,7 @@ fn trainer(family: &str) {
         max_grad_norm: Some(1.0),
         shuffle: Some(Shuffle::Trainer),
         seed: 42,
-        ..SoftPromptOptions::default()
+        ..Recipe::default()
     };
     let mut recorder = Recorder::default();
     let last = train(&model, &prompt_init(&model, &text), &rows, &options, &mut recorder).unwrap();
@@ -255,10 +254,14 @@ fn llama_adapter() {
     adapter("llama");
 }
 
-// GPT-2's loss in transformers counts the labels before the shift; it is not the mean that is trained here.
 #[test]
 fn bloom_trainer() {
     trainer("bloom");
+}
+
+#[test]
+fn gpt2_trainer() {
+    trainer("gpt2");
 }
 
 #[test]
@@ -283,7 +286,7 @@ fn smollm2_guide() {
     let steps = json(&path);
     let steps = steps["steps"].as_array().unwrap();
     let mut follow = Follow { expected: steps.iter(), ours: 0.0, theirs: 0.0 };
-    let options = SoftPromptOptions { length: Length::Epochs(50), ..SoftPromptOptions::default() };
+    let options = Recipe { length: Length::Epochs(50), ..Recipe::default() };
     let error = train(&model, &prompt_init(&model, &text), &rows, &options, &mut follow).unwrap_err();
     assert!(matches!(error, TrainError::Interrupted), "{error}");
 }
@@ -296,7 +299,7 @@ struct Follow<'a> {
     theirs: f64,
 }
 
-impl Observer for Follow<'_> {
+impl Observer<SoftPrompt<'_>> for Follow<'_> {
     fn step(&mut self, step: &Step) -> Result<(), TrainError> {
         let expected = self.expected.next().unwrap();
         assert_eq!(step.rows, indices(&expected["rows"]));
@@ -309,7 +312,7 @@ impl Observer for Follow<'_> {
         Ok(())
     }
 
-    fn epoch(&mut self, epoch: &Epoch, _: &Tensor) -> Result<(), TrainError> {
+    fn epoch(&mut self, epoch: &Epoch, _: &mut SoftPrompt<'_>) -> Result<(), TrainError> {
         let error = (self.ours - self.theirs).abs() / self.theirs;
         println!("epochs 1 to {}: off by {error:.1e}", epoch.epoch);
         assert!(error < 0.01, "epochs 1 to {}: {} {}", epoch.epoch, self.ours, self.theirs);

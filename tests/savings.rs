@@ -8,14 +8,14 @@ mod undone;
 
 use std::ops::ControlFlow;
 
-use numbers::{Recorder, data, ids, json, load, tensors};
+use numbers::{Recorder, data, ids, json, load, tensors, train};
 use pipe::model::decoder::Keep;
 use pipe::model::generate::{GenerateOptions, greedy};
 use pipe::model::{self, Precision};
 use pipe::train::gradient::differentiate;
 use pipe::train::order::Shuffle;
-use pipe::train::soft_prompt::{Length, SoftPromptOptions, train};
-use pipe::train::{Pads, Row, init};
+use pipe::train::recipe::Length;
+use pipe::train::{Pads, Recipe, Row, init};
 use undone::{Saving, pass};
 
 const FAMILIES: [&str; 3] = ["bloom", "gpt2", "llama"];
@@ -108,12 +108,12 @@ fn trained(family: &str, precision: Precision) -> (Vec<f64>, Vec<f32>) {
         pads: Pads::Before(r["pads_before"].as_u64().unwrap() as usize),
     };
     let rows: Vec<Row> = expected["rows"].as_array().unwrap().iter().map(row).collect();
-    let options = SoftPromptOptions {
+    let options = Recipe {
         length: Length::Epochs(expected["epochs"].as_u64().unwrap() as usize),
         batch_size: expected["batch_size"].as_u64().unwrap() as usize,
         learning_rate: expected["learning_rate"].as_f64().unwrap(),
         shuffle: Some(Shuffle::Dataloader),
-        ..SoftPromptOptions::default()
+        ..Recipe::default()
     };
     let mut recorder = Recorder::default();
     let init = &tensors(&folder.join("expected.safetensors"))["init"];

@@ -10,14 +10,14 @@ use std::path::Path;
 
 use candle_core::Device;
 use numbers::{
-    Recorder, data, distance, ids, indices, json, load, logits, loss_and_gradient, relative, tensors,
+    Recorder, data, distance, ids, indices, json, load, logits, loss_and_gradient, relative, tensors, train,
 };
 use pipe::model::generate::{GenerateOptions, greedy};
 use pipe::model::{self, Precision};
 use pipe::train::order::Shuffle;
+use pipe::train::recipe::Length;
 use pipe::train::score::{Score, score};
-use pipe::train::soft_prompt::{Length, SoftPromptOptions, train};
-use pipe::train::{Pads, Row, init};
+use pipe::train::{Pads, Recipe, Row, init};
 
 const FAMILIES: [&str; 3] = ["bloom", "gpt2", "llama"];
 
@@ -30,13 +30,13 @@ fn rows(expected: &serde_json::Value) -> Vec<Row> {
     expected["rows"].as_array().unwrap().iter().map(row).collect()
 }
 
-fn options(expected: &serde_json::Value) -> SoftPromptOptions {
-    SoftPromptOptions {
+fn options(expected: &serde_json::Value) -> Recipe {
+    Recipe {
         length: Length::Epochs(expected["epochs"].as_u64().unwrap() as usize),
         batch_size: expected["batch_size"].as_u64().unwrap() as usize,
         learning_rate: expected["learning_rate"].as_f64().unwrap(),
         shuffle: Some(Shuffle::Dataloader),
-        ..SoftPromptOptions::default()
+        ..Recipe::default()
     }
 }
 
@@ -79,7 +79,7 @@ fn training_follows_peft_step_by_step_whatever_the_micro_batch() {
         let (folder, expected) = (data(family), json(&data(family).join("expected.json")));
         let (model, rows) = (load(&folder), rows(&expected));
         let numbers = tensors(&folder.join("expected.safetensors"));
-        let options = SoftPromptOptions { micro_batch_size, ..options(&expected) };
+        let options = Recipe { micro_batch_size, ..options(&expected) };
         let mut recorder = Recorder::default();
         let trained = train(&model, &numbers["init"], &rows, &options, &mut recorder).unwrap();
         let steps = expected["steps"].as_array().unwrap();
@@ -101,7 +101,7 @@ fn a_window_of_several_batches_is_one_batch() {
     let (model, rows) = (load(&data("llama")), rows(&expected));
     let init = init::random(&model, 3, 5).unwrap();
     let run = |batch_size, gradient_accumulation| {
-        let options = SoftPromptOptions {
+        let options = Recipe {
             length: Length::Steps(4),
             batch_size,
             gradient_accumulation,
@@ -128,12 +128,12 @@ fn rows_without_a_label_change_nothing() {
         let without = [good[0].clone(), good[2].clone()];
         let init = &tensors(&folder.join("expected.safetensors"))["init"];
         let run = |rows: &[Row], micro_batch_size| {
-            let options = SoftPromptOptions {
+            let options = Recipe {
                 length: Length::Steps(1),
                 batch_size: 3,
                 micro_batch_size,
                 shuffle: None,
-                ..SoftPromptOptions::default()
+                ..Recipe::default()
             };
             let mut recorder = Recorder::default();
             train(&model, init, rows, &options, &mut recorder).unwrap();
@@ -206,20 +206,17 @@ fn training_refuses_what_can_not_be_trained() {
     let expected = json(&data("gpt2").join("expected.json"));
     let (model, good) = (load(&data("gpt2")), rows(&expected));
     let init = init::text(&model, &[5, 6], 2).unwrap();
-    let message = |init: &candle_core::Tensor, rows: &[Row], options: SoftPromptOptions| {
+    let message = |init: &candle_core::Tensor, rows: &[Row], options: Recipe| {
         train(&model, init, rows, &options, &mut Recorder::default()).unwrap_err().to_string()
     };
-    let options = || SoftPromptOptions { shuffle: None, batch_size: 2, ..SoftPromptOptions::default() };
+    let options = || Recipe { shuffle: None, batch_size: 2, ..Recipe::default() };
     let with = |change: fn(&mut Row)| {
         let mut rows = good.clone();
         change(&mut rows[1]);
         message(&init, &rows, options())
     };
     assert_eq!(message(&init, &[], options()), "there are no rows to train on");
-    assert_eq!(
-        message(&init, &good, SoftPromptOptions { batch_size: 0, ..options() }),
-        "batch_size must be at least 1"
-    );
+    assert_eq!(message(&init, &good, Recipe { batch_size: 0, ..options() }), "batch_size must be at least 1");
     assert_eq!(with(|r| r.labels.truncate(1)), "row 1 has 16 ids and 1 labels");
     assert_eq!(
         with(|r| r.labels[1] = Some(80)),

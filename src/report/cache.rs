@@ -45,8 +45,12 @@ pub fn verified(damaged: &[(Entry, FileRef)]) -> String {
 
 /// `pipe cache gc`.
 pub fn collected(collected: &Collected) -> String {
+    let unfinished = match collected.unfinished {
+        0 => String::new(),
+        n => format!(", {n} interrupted stages' work"),
+    };
     format!(
-        "removed {} results and {} files, {}\n",
+        "removed {} results and {} files{unfinished}, {}\n",
         collected.entries,
         collected.blobs,
         bytes(collected.bytes)

@@ -12,10 +12,12 @@ pub mod train_soft_prompt;
 pub mod base;
 pub mod place;
 pub mod prompt;
+mod publish;
 pub mod rows;
 pub mod template;
 #[cfg(test)]
 mod testing;
+mod training;
 
 use crate::artifact::adapter::AdapterError;
 use crate::artifact::dataset::DatasetError;

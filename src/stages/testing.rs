@@ -24,7 +24,16 @@ pub(crate) fn run_with<S: Stage>(
     let say = |saying| said.lock().unwrap().push(saying);
     let device = candle_core::Device::Cpu;
     let secrets = Secrets::default();
-    let result = stage.run(&Context { inputs, out, device: &device, say: &say, cancel, secrets: &secrets });
+    let unfinished = tempfile::tempdir().unwrap();
+    let result = stage.run(&Context {
+        inputs,
+        out,
+        unfinished: unfinished.path(),
+        device: &device,
+        say: &say,
+        cancel,
+        secrets: &secrets,
+    });
     (result, said.into_inner().unwrap())
 }
 

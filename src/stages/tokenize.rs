@@ -504,6 +504,7 @@ mod tests {
             stage.run(&Context {
                 inputs: &inputs,
                 out: &self.path("out"),
+                unfinished: &self.path("unfinished"),
                 device: &candle_core::Device::Cpu,
                 say: &say,
                 cancel: &self.cancel,

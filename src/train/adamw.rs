@@ -1,5 +1,7 @@
 //! AdamW with decoupled weight decay, in the order of operations of `torch.optim.AdamW`.
 
+use rayon::prelude::*;
+
 /// The optimizer's constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWOptions {
@@ -17,6 +19,9 @@ impl Default for AdamWOptions {
         Self { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01 }
     }
 }
+
+/// Numbers that a thread takes at a time.
+const CHUNK: usize = 1 << 14;
 
 /// The moments of one parameter; scalars are f64 and the state f32, as in torch.
 #[derive(Clone, Debug)]
@@ -43,13 +48,29 @@ impl AdamW {
         let step = -(learning_rate / correction1) as f32;
         let (weight, beta2_, weight2, eps) =
             ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32, eps as f32);
-        for (((p, g), m), v) in parameter.iter_mut().zip(gradient).zip(&mut self.mean).zip(&mut self.square) {
-            *p *= keep;
-            *m += weight * (g - *m);
-            *v = *v * beta2_ + weight2 * g * g;
-            let denominator = v.sqrt() / correction2 + eps;
-            *p += step * *m / denominator;
-        }
+        let chunks = parameter
+            .par_chunks_mut(CHUNK)
+            .zip(gradient.par_chunks(CHUNK))
+            .zip(self.mean.par_chunks_mut(CHUNK).zip(self.square.par_chunks_mut(CHUNK)));
+        chunks.for_each(|((parameter, gradient), (mean, square))| {
+            for (((p, g), m), v) in parameter.iter_mut().zip(gradient).zip(mean).zip(square) {
+                *p *= keep;
+                *m += weight * (g - *m);
+                *v = *v * beta2_ + weight2 * g * g;
+                let denominator = v.sqrt() / correction2 + eps;
+                *p += step * *m / denominator;
+            }
+        });
+    }
+
+    /// The first and the second moment.
+    pub fn moments(&self) -> (&[f32], &[f32]) {
+        (&self.mean, &self.square)
+    }
+
+    /// Goes on from the moments after so many steps.
+    pub fn restore(&mut self, steps: usize, mean: Vec<f32>, square: Vec<f32>) {
+        (self.steps, self.mean, self.square) = (steps as i32, mean, square);
     }
 }
 

@@ -56,11 +56,13 @@ pub enum TrainError {
         /// Indices of its rows, from 0.
         rows: Vec<usize>,
     },
-    /// The prompt gets no gradient, or one that can't be used.
-    #[error("step {step}: the prompt's gradient is {what} (rows {})", list(rows))]
+    /// A tensor gets no gradient, or one that can't be used.
+    #[error("step {step}: the gradient of {tensor} is {what} (rows {})", list(rows))]
     Gradient {
         /// The step, from 1.
         step: usize,
+        /// The tensor's name.
+        tensor: String,
         /// What is wrong with it.
         what: &'static str,
         /// Indices of its rows, from 0.
@@ -76,6 +78,25 @@ pub enum TrainError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The best of several states is asked for, and nothing says which it is.
+    #[error("`load_best` and `early_stopping` need an evaluation split with rows in it")]
+    NothingToEvaluate,
+    /// A checkpoint can't be gone on from.
+    #[error("{}: {reason}", folder.display())]
+    Checkpoint {
+        /// Its folder.
+        folder: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file can't be written.
+    #[error("{}: {error}", path.display())]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// What the disk said.
+        error: std::io::Error,
     },
     /// What listened to the training could not go on.
     #[error("{0}")]

@@ -2,14 +2,20 @@
 
 pub mod adamw;
 pub mod batch;
+pub mod checkpoint;
 pub mod error;
 pub mod gradient;
 pub mod init;
+pub mod learner;
 pub mod order;
 pub mod random;
+pub mod recipe;
 pub mod schedule;
 pub mod score;
 pub mod soft_prompt;
+pub mod training;
 
 pub use batch::{Pads, Row};
 pub use error::TrainError;
+pub use recipe::Recipe;
+pub use training::Training;

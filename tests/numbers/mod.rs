@@ -11,8 +11,9 @@ use pipe::model::decoder::Keep;
 use pipe::model::layout::{Layout, PackedRow};
 use pipe::model::ops::cross_entropy::judge_with_gradient;
 use pipe::model::{self, Decoder, Precision};
-use pipe::train::soft_prompt::{Observer, Step};
-use pipe::train::{Pads, Row};
+use pipe::train::soft_prompt::SoftPrompt;
+use pipe::train::training::{Observer, Step};
+use pipe::train::{Pads, Recipe, Row, TrainError, Training};
 
 pub fn data(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data")).join(name)
@@ -106,12 +107,25 @@ pub fn loss_and_gradient(model: &Decoder, prompt: &Tensor, rows: &[&Row]) -> (f3
     (loss as f32, model.backward(trace, &gradient, virtual_tokens).to_tensor().unwrap())
 }
 
+/// Trains a prompt from `init` `[n, hidden]`; gives the trained one.
+pub fn train<'m>(
+    model: &'m Decoder,
+    init: &Tensor,
+    rows: &[Row],
+    recipe: &Recipe,
+    observer: &mut dyn Observer<SoftPrompt<'m>>,
+) -> Result<Tensor, TrainError> {
+    let mut prompt = SoftPrompt::new(model, init, Keep::Everything)?;
+    Training { recipe, rows, eval: &[], checkpoints: None }.run(&mut prompt, observer)?;
+    prompt.tensor()
+}
+
 /// Keeps every step.
 #[derive(Default)]
 pub struct Recorder(pub Vec<Step>);
 
-impl Observer for Recorder {
-    fn step(&mut self, step: &Step) -> Result<(), pipe::train::TrainError> {
+impl<L> Observer<L> for Recorder {
+    fn step(&mut self, step: &Step) -> Result<(), TrainError> {
         self.0.push(step.clone());
         Ok(())
     }

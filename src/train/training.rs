@@ -1,0 +1,522 @@
+//! The training loop: order, windows of batches, learning rate, clipping, optimizer, evaluation, checkpoints.
+//!
+//! Does not know what is trained, only that it has tensors with gradients.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::TrainError;
+use super::adamw::{AdamW, AdamWOptions};
+use super::batch::{Row, check};
+use super::checkpoint::{Best, Checkpoints, Numbers, Resumed, State, Timing};
+use super::learner::{Learner, MicroBatch, Moment, Trainable};
+use super::order::Order;
+use super::recipe::{CountLabels, Recipe};
+use super::score::Score;
+
+/// One optimizer step.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Its number, from 1.
+    pub step: usize,
+    /// How many there will be.
+    pub steps: usize,
+    /// The epoch it belongs to, from 1.
+    pub epoch: usize,
+    /// Indices of its rows, from 0.
+    pub rows: Vec<usize>,
+    /// The learning rate it used.
+    pub learning_rate: f64,
+    /// Mean over its kept labels, before the step.
+    pub loss: f64,
+    /// Length of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens that went through the model, virtual ones included.
+    pub tokens: usize,
+    /// What it took.
+    pub seconds: f64,
+}
+
+/// One epoch that is over, or as much of it as was asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Its number, from 1.
+    pub epoch: usize,
+    /// Steps done since the beginning.
+    pub step: usize,
+    /// Mean of its steps' losses.
+    pub train_loss: f64,
+}
+
+/// What the evaluation rows said at some step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Steps done since the beginning.
+    pub step: usize,
+    /// Mean over the rows' kept labels.
+    pub loss: f64,
+    /// Share of labels that were the likeliest token.
+    pub accuracy: f64,
+}
+
+/// How a training went.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Course {
+    /// Optimizer steps done.
+    pub steps: usize,
+    /// Tokens that went through the model in training.
+    pub tokens: usize,
+    /// The epochs.
+    pub epochs: Vec<Epoch>,
+    /// The evaluations.
+    pub evaluations: Vec<Evaluation>,
+    /// Steps after which the tensors are as they were taken in the end, where that is not the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_step: Option<usize>,
+    /// Whether it ended because it no longer got better.
+    pub stopped_early: bool,
+}
+
+/// Hears how training goes; an error ends it.
+pub trait Observer<L> {
+    /// Training begins, after so many steps that were done before: what was heard of later ones does not count.
+    ///
+    /// # Errors
+    /// Whatever should end training.
+    fn begins(&mut self, step: usize) -> Result<(), TrainError> {
+        let _ = step;
+        Ok(())
+    }
+
+    /// After each optimizer step.
+    ///
+    /// # Errors
+    /// Whatever should end training.
+    fn step(&mut self, step: &Step) -> Result<(), TrainError> {
+        let _ = step;
+        Ok(())
+    }
+
+    /// After each evaluation.
+    fn evaluated(&mut self, evaluation: &Evaluation) {
+        let _ = evaluation;
+    }
+
+    /// After each epoch, with what is trained as it is then.
+    ///
+    /// # Errors
+    /// Whatever should end training.
+    fn epoch(&mut self, epoch: &Epoch, learner: &mut L) -> Result<(), TrainError> {
+        let _ = (epoch, learner);
+        Ok(())
+    }
+
+    /// Before a checkpoint counts: whatever was heard has to be safe on disk.
+    ///
+    /// # Errors
+    /// Whatever should end training.
+    fn checkpoint(&mut self, step: usize) -> Result<(), TrainError> {
+        let _ = step;
+        Ok(())
+    }
+
+    /// Whether somebody asked to stop; asked before every pass through the model.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// A training: a recipe and its rows.
+pub struct Training<'a> {
+    /// How.
+    pub recipe: &'a Recipe,
+    /// What to train on.
+    pub rows: &'a [Row],
+    /// What to score as it goes; may be empty.
+    pub eval: &'a [Row],
+    /// Where to go on from, and what to leave behind.
+    pub checkpoints: Option<&'a Checkpoints>,
+}
+
+impl Training<'_> {
+    /// Trains; what was given is trained in place.
+    ///
+    /// # Errors
+    /// A recipe or rows that can't be used, a tensor that gets no gradient, a loss that is not finite, a
+    /// checkpoint that can't be read or written, an interruption, or what the observer gave.
+    pub fn run<L: Learner>(
+        &self,
+        learner: &mut L,
+        observer: &mut dyn Observer<L>,
+    ) -> Result<Course, TrainError> {
+        self.check(learner)?;
+        let mut run = Run::new(self, learner);
+        let resumed = match self.checkpoints {
+            Some(checkpoints) => checkpoints.resume(&run.made_with(learner))?,
+            None => None,
+        };
+        if let Some(resumed) = resumed {
+            run.restore(resumed, learner)?;
+        }
+        observer.begins(run.state.course.steps)?;
+        let outcome = run.go(learner, observer);
+        if matches!(outcome, Err(TrainError::Interrupted)) && run.state.course.steps > run.saved {
+            run.save(learner, observer, Timing::Interim)?;
+        }
+        outcome?;
+        if self.recipe.load_best
+            && let Some(best) = &run.best
+        {
+            for (tensor, best) in learner.tensors().into_iter().zip(best) {
+                tensor.numbers.copy_from_slice(best);
+            }
+            run.state.course.best_step = run.state.best.map(|best| best.step);
+        }
+        Ok(run.state.course)
+    }
+
+    fn check<L: Learner>(&self, learner: &L) -> Result<(), TrainError> {
+        for (name, value) in [
+            ("batch_size", self.recipe.batch_size),
+            ("gradient_accumulation", self.recipe.gradient_accumulation),
+            ("micro_batch_size", self.recipe.micro_batch_size.unwrap_or(1)),
+        ] {
+            if value == 0 {
+                return Err(TrainError::Option(format!("{name} must be at least 1")));
+            }
+        }
+        if self.rows.is_empty() {
+            return Err(TrainError::NoRows);
+        }
+        if self.eval.is_empty() && (self.recipe.load_best || self.recipe.early_stopping.is_some()) {
+            return Err(TrainError::NothingToEvaluate);
+        }
+        check(self.rows, learner.vocabulary())?;
+        check(self.eval, learner.vocabulary())
+    }
+
+    fn window(&self) -> usize {
+        self.recipe.batch_size * self.recipe.gradient_accumulation
+    }
+}
+
+/// A training on its way.
+struct Run<'a> {
+    training: &'a Training<'a>,
+    steps: usize,
+    optimizers: Vec<AdamW>,
+    state: State,
+    /// The tensors that scored best, where they are wanted in the end.
+    best: Option<Vec<Vec<f32>>>,
+    /// The step of the newest checkpoint, and when it was written.
+    saved: usize,
+    saved_at: Instant,
+}
+
+/// What came out of one step.
+struct Pass {
+    loss: f64,
+    grad_norm: f64,
+    tokens: usize,
+}
+
+impl<'a> Run<'a> {
+    fn new<L: Learner>(training: &'a Training<'a>, learner: &mut L) -> Self {
+        let options = training.recipe.optimizer;
+        let optimizer = |tensor: &Trainable| {
+            let weight_decay = if tensor.decays { options.weight_decay } else { 0.0 };
+            AdamW::new(AdamWOptions { weight_decay, ..options }, tensor.numbers.len())
+        };
+        Self {
+            training,
+            steps: training.recipe.length.steps(training.rows.len(), training.window()),
+            optimizers: learner.tensors().iter().map(optimizer).collect(),
+            state: State::default(),
+            best: None,
+            saved: 0,
+            saved_at: Instant::now(),
+        }
+    }
+
+    fn go<L: Learner>(&mut self, learner: &mut L, observer: &mut dyn Observer<L>) -> Result<(), TrainError> {
+        let Training { recipe, rows, .. } = *self.training;
+        let mut order = match recipe.shuffle {
+            Some(shuffle) => Order::shuffled(shuffle, recipe.seed, rows.len()),
+            None => Order::file(rows.len()),
+        };
+        let window = self.training.window();
+        // What follows a step comes first, because an interruption may have come between the two.
+        let mut visited = Vec::new();
+        let mut drawn = 0;
+        loop {
+            self.follow_up(learner, observer)?;
+            let done = self.state.course.steps;
+            if done == self.steps || self.state.course.stopped_early {
+                return Ok(());
+            }
+            while drawn <= self.state.course.epochs.len() {
+                visited = order.next_epoch();
+                drawn += 1;
+            }
+            let start = Instant::now();
+            let rows = visited.chunks(window).nth(self.state.in_epoch).unwrap_or_default();
+            let rate = recipe.learning_rate * recipe.schedule.factor(done, recipe.warmup_steps, self.steps);
+            let step = done + 1;
+            let Pass { loss, grad_norm, tokens } = self.step(step, rows, rate, learner, observer)?;
+            self.state.course.steps = step;
+            self.state.course.tokens += tokens;
+            self.state.in_epoch += 1;
+            self.state.losses += loss;
+            observer.step(&Step {
+                step,
+                steps: self.steps,
+                epoch: drawn,
+                rows: rows.to_vec(),
+                learning_rate: rate,
+                loss,
+                grad_norm,
+                tokens,
+                seconds: start.elapsed().as_secs_f64(),
+            })?;
+        }
+    }
+
+    /// Does what is due after the steps done so far and was not done yet: evaluation, the end of an epoch, a
+    /// checkpoint.
+    fn follow_up<L: Learner>(
+        &mut self,
+        learner: &mut L,
+        observer: &mut dyn Observer<L>,
+    ) -> Result<(), TrainError> {
+        let Training { recipe, rows, eval, checkpoints } = *self.training;
+        let step = self.state.course.steps;
+        let per_epoch = rows.len().div_ceil(self.training.window());
+        let ends_epoch = self.state.in_epoch == per_epoch || (step == self.steps && self.state.in_epoch > 0);
+        let evaluated = self.state.course.evaluations.last().is_some_and(|last| last.step == step);
+        if step > 0 && !eval.is_empty() && !evaluated && recipe.eval_every.is_due(step, ends_epoch) {
+            self.evaluate(learner, observer)?;
+        }
+        if ends_epoch {
+            let train_loss = self.state.losses / self.state.in_epoch as f64;
+            let epoch = Epoch { epoch: self.state.course.epochs.len() + 1, step, train_loss };
+            observer.epoch(&epoch, learner)?;
+            self.state.course.epochs.push(epoch);
+            (self.state.in_epoch, self.state.losses) = (0, 0.0);
+        }
+        let Some(checkpoints) = checkpoints.filter(|_| step > self.saved) else { return Ok(()) };
+        if checkpoints.wants(step, ends_epoch) {
+            self.save(learner, observer, Timing::Asked)?;
+        } else if step < self.steps && self.saved_at.elapsed() >= checkpoints.interval {
+            self.save(learner, observer, Timing::Interim)?;
+        }
+        Ok(())
+    }
+
+    fn step<L: Learner>(
+        &mut self,
+        step: usize,
+        rows: &[usize],
+        learning_rate: f64,
+        learner: &mut L,
+        observer: &dyn Observer<L>,
+    ) -> Result<Pass, TrainError> {
+        let Training { recipe, rows: all, .. } = *self.training;
+        let prefix = learner.prefix();
+        let predicted: usize = rows.iter().map(|&i| all[i].kept(prefix)).sum();
+        if predicted == 0 {
+            return Err(TrainError::NoLabels { step, rows: rows.to_vec() });
+        }
+        let labels = match recipe.count_labels {
+            CountLabels::AfterShift => predicted,
+            CountLabels::BeforeShift => rows.iter().map(|&i| all[i].labels.iter().flatten().count()).sum(),
+        };
+        learner.tensors().into_iter().for_each(|tensor| tensor.gradient.fill(0.0));
+        let (mut loss, mut tokens) = (0.0, 0);
+        let micro_batches = rows.chunks(recipe.batch_size).flat_map(|batch| {
+            let longest = batch.iter().map(|&i| all[i].ids.len()).max().unwrap_or(0);
+            let micro = recipe.micro_batch_size.unwrap_or(batch.len());
+            batch.chunks(micro).map(move |micro| (micro, longest))
+        });
+        for (pass, (micro, longest)) in micro_batches.enumerate() {
+            if observer.cancelled() {
+                return Err(TrainError::Interrupted);
+            }
+            let rows: Vec<&Row> = micro.iter().map(|&i| &all[i]).collect();
+            if rows.iter().all(|row| row.kept(prefix) == 0) {
+                continue;
+            }
+            let batch = MicroBatch { rows: &rows, longest, labels };
+            let part = learner.differentiate(&batch, Moment { step, pass })?;
+            loss += part.loss;
+            if !loss.is_finite() {
+                return Err(TrainError::Loss { step, loss, rows: micro.to_vec() });
+            }
+            tokens += part.tokens;
+        }
+        let mut tensors = learner.tensors();
+        let grad_norm = norm(step, rows, &tensors)?;
+        if let Some(max) = recipe.max_grad_norm {
+            let scale = (max / (grad_norm + 1e-6)).min(1.0) as f32;
+            if scale < 1.0 {
+                tensors.iter_mut().for_each(|t| t.gradient.par_iter_mut().for_each(|g| *g *= scale));
+            }
+        }
+        for (tensor, optimizer) in tensors.into_iter().zip(&mut self.optimizers) {
+            optimizer.step(learning_rate, tensor.numbers, tensor.gradient);
+        }
+        Ok(Pass { loss, grad_norm, tokens })
+    }
+
+    fn evaluate<L: Learner>(
+        &mut self,
+        learner: &mut L,
+        observer: &mut dyn Observer<L>,
+    ) -> Result<(), TrainError> {
+        let Training { recipe, eval, .. } = *self.training;
+        let mut go_on =
+            |_| if observer.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let total: Score = learner.score(eval, &mut go_on)?.into_iter().sum();
+        let loss = match recipe.count_labels {
+            CountLabels::AfterShift => total.loss(),
+            CountLabels::BeforeShift => {
+                total.nll / eval.iter().map(|r| r.labels.iter().flatten().count()).sum::<usize>() as f64
+            }
+        };
+        let evaluation = Evaluation { step: self.state.course.steps, loss, accuracy: total.accuracy() };
+        observer.evaluated(&evaluation);
+        self.state.course.evaluations.push(evaluation);
+        let threshold = recipe.early_stopping.map_or(0.0, |stopping| stopping.threshold);
+        if self.state.best.is_none_or(|best| loss < best.loss - threshold) {
+            self.state.best = Some(Best { step: evaluation.step, loss });
+            self.state.waited = 0;
+            if recipe.load_best {
+                self.best = Some(learner.tensors().iter().map(|t| t.numbers.to_vec()).collect());
+            }
+        } else {
+            self.state.waited += 1;
+        }
+        self.state.course.stopped_early =
+            recipe.early_stopping.is_some_and(|stopping| self.state.waited >= stopping.patience);
+        Ok(())
+    }
+
+    /// What has to be the same for a checkpoint to be gone on from.
+    fn made_with<L: Learner>(&self, learner: &mut L) -> BTreeMap<String, String> {
+        let Training { recipe, rows, eval, .. } = *self.training;
+        let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
+        let tensors: Vec<_> = learner.tensors().iter().map(|t| format!("{} {:?}", t.name, t.shape)).collect();
+        [
+            ("steps", text(&self.steps)),
+            ("batch_size", text(&recipe.batch_size)),
+            ("gradient_accumulation", text(&recipe.gradient_accumulation)),
+            ("micro_batch_size", text(&recipe.micro_batch_size)),
+            ("count_labels", text(&recipe.count_labels)),
+            ("learning_rate", text(&recipe.learning_rate)),
+            ("schedule", text(&recipe.schedule)),
+            ("warmup_steps", text(&recipe.warmup_steps)),
+            ("weight_decay", text(&recipe.optimizer.weight_decay)),
+            ("betas", text(&recipe.optimizer.betas)),
+            ("eps", text(&recipe.optimizer.eps)),
+            ("max_grad_norm", text(&recipe.max_grad_norm)),
+            ("shuffle", text(&recipe.shuffle)),
+            ("seed", text(&recipe.seed)),
+            ("rows", digest(rows)),
+            ("evaluation rows", digest(eval)),
+            ("tensors", tensors.join(", ")),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    fn save<L: Learner>(
+        &mut self,
+        learner: &mut L,
+        observer: &mut dyn Observer<L>,
+        timing: Timing,
+    ) -> Result<(), TrainError> {
+        let Some(checkpoints) = self.training.checkpoints else { return Ok(()) };
+        let step = self.state.course.steps;
+        observer.checkpoint(step)?;
+        let made_with = self.made_with(learner);
+        let tensors = learner.tensors();
+        let mut numbers = Vec::new();
+        for (i, tensor) in tensors.iter().enumerate() {
+            let (mean, square) = self.optimizers[i].moments();
+            let best = self.best.as_ref().map(|best| best[i].as_slice());
+            numbers.push(Numbers {
+                name: tensor.name,
+                shape: tensor.shape,
+                now: tensor.numbers,
+                mean,
+                square,
+                best,
+            });
+        }
+        checkpoints.save(&self.state, &made_with, &numbers, timing)?;
+        (self.saved, self.saved_at) = (step, Instant::now());
+        Ok(())
+    }
+
+    fn restore<L: Learner>(&mut self, resumed: Resumed, learner: &mut L) -> Result<(), TrainError> {
+        let steps = resumed.state().course.steps;
+        let mut best = Vec::new();
+        for (tensor, optimizer) in learner.tensors().into_iter().zip(&mut self.optimizers) {
+            let len = tensor.numbers.len();
+            let found = resumed.tensor(tensor.name, len)?;
+            tensor.numbers.copy_from_slice(&found.now);
+            optimizer.restore(steps, found.mean, found.square);
+            best.extend(found.best);
+        }
+        self.best = (!best.is_empty()).then_some(best);
+        self.saved = steps;
+        self.state = resumed.into_state();
+        Ok(())
+    }
+}
+
+/// Numbers that are added up before their sums are: the same however many threads there are.
+const CHUNK: usize = 1 << 14;
+
+/// The length of all gradients together.
+///
+/// # Errors
+/// It is not finite, or a tensor gets none in the first step.
+fn norm(step: usize, rows: &[usize], tensors: &[Trainable]) -> Result<f64, TrainError> {
+    let mut all = 0.0;
+    for tensor in tensors {
+        let sums: Vec<f64> = tensor
+            .gradient
+            .par_chunks(CHUNK)
+            .map(|chunk| chunk.iter().map(|g| f64::from(*g).powi(2)).sum())
+            .collect();
+        let sum: f64 = sums.iter().sum();
+        let wrong =
+            |what| TrainError::Gradient { step, tensor: tensor.name.to_owned(), what, rows: rows.to_vec() };
+        if !sum.is_finite() {
+            return Err(wrong("not finite"));
+        }
+        if step == 1 && sum == 0.0 {
+            return Err(wrong("zero everywhere"));
+        }
+        all += sum;
+    }
+    Ok(all.sqrt())
+}
+
+/// What rows a checkpoint was made with, in few characters.
+fn digest(rows: &[Row]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for row in rows {
+        hasher.update(&(row.ids.len() as u64).to_le_bytes());
+        hasher.update(bytemuck::cast_slice(&row.ids));
+        for label in &row.labels {
+            hasher.update(&label.map_or(-1, i64::from).to_le_bytes());
+        }
+        hasher.update(format!("{:?}", row.pads).as_bytes());
+    }
+    format!("{} rows, {}", rows.len(), &hasher.finalize().to_hex()[..16])
+}
