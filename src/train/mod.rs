@@ -10,6 +10,7 @@ pub mod random;
 pub mod schedule;
 pub mod score;
 pub mod soft_prompt;
+pub mod weight_gradient;
 
 pub use batch::{Pads, Row};
 pub use error::TrainError;
