@@ -1,7 +1,8 @@
 """Writes tests/data: tiny models of the three families, and what transformers and PEFT compute with them.
 
     pip install torch transformers peft safetensors tokenizers
-    python tests/make_tiny.py
+    python tests/make_tiny.py           # everything
+    python tests/make_tiny.py weights   # weights.safetensors alone
 
 Each family takes the paths that the bigger references leave out: BLOOM has three heads and takes its residual
 after the norm, GPT-2 is stored in f16 with an inner size of its own and scores divided by the layer's number,
@@ -10,8 +11,10 @@ Llama has several files, an untied head, biases and llama3's rotary scaling.
   expected.json         rows (ids, labels, pads_before), the order and loss of every training step under a
                         DataLoader seeded 0, greedy continuations behind the trained prompt
   expected.safetensors  logits.N of row N without a prompt; init, grad, trained: the prompt; loss of the first batch
+  weights.safetensors   the gradient of every weight, by name, of the mean loss over all labels of the first five rows'
+                        tokens, without padding; loss
 """
-import json, os, shutil
+import json, os, shutil, sys
 import torch
 from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
 from safetensors.torch import save_file
@@ -127,7 +130,22 @@ def write(family):
     print(family, steps[0]["loss"], steps[-1]["loss"], [g["new"] for g in generations])
 
 
+def weights(family):
+    d = os.path.join(OUT, family)
+    m = AutoModelForCausalLM.from_pretrained(d, dtype=torch.float32, attn_implementation="eager")
+    with open(os.path.join(d, "expected.json")) as f:
+        rows = [torch.tensor(r["ids"]) for r in json.load(f)["rows"][:5]]
+    nll = sum(torch.nn.functional.cross_entropy(m(input_ids=r[None]).logits[0, :-1], r[1:], reduction="sum") for r in rows)
+    loss = nll / sum(len(r) - 1 for r in rows)
+    loss.backward()
+    gradients = {n: p.grad for n, p in m.named_parameters()}
+    save_file({"loss": loss.detach().reshape(1), **gradients}, os.path.join(d, "weights.safetensors"))
+    print(family, "weights", loss.item())
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for family in ("bloom", "gpt2", "llama"):
-        write(family)
+        if sys.argv[1:] != ["weights"]:
+            write(family)
+        weights(family)

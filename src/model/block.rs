@@ -3,10 +3,14 @@
 //! The one place where the order of operations stands, for every architecture: they differ in the parts. Does not
 //! know which model it belongs to, nor which layer it is.
 
+use std::borrow::Cow;
+
 use super::cache::LayerCache;
 use super::layout::{Layout, Queries};
 use super::ops::activation::Activation;
 use super::ops::attention::Attention;
+use super::ops::dropout::{Dropout, Mask, Site};
+use super::ops::gradients::Gradients;
 use super::ops::linear::Linear;
 use super::ops::norm::Norm;
 use super::ops::rotary::{Direction, Rotation};
@@ -21,7 +25,18 @@ pub enum Residual {
     Normed,
 }
 
-/// The parts of a layer, all frozen.
+/// What shares of a layer's numbers a pass that trains weights drops.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// The layer, counted from 0: no two drop the same numbers.
+    pub layer: usize,
+    /// Of the attention's probabilities.
+    pub attention: f32,
+    /// Of what both halves add to the residual stream.
+    pub halves: f32,
+}
+
+/// The parts of a layer.
 pub struct Block {
     /// Before attention.
     pub attention_norm: Norm,
@@ -43,6 +58,8 @@ pub struct Block {
     pub down: Linear,
     /// What both halves are added to.
     pub residual: Residual,
+    /// What is dropped in training.
+    pub dropout: Rates,
 }
 
 /// The tokens whose states a block is asked for, where not of all.
@@ -63,6 +80,8 @@ pub struct Batch<'a> {
     pub layout: &'a Layout,
     /// The keys' rotation, where positions are rotary.
     pub rotation: Option<Rotation>,
+    /// Weights are trained, with this dropout; `None`: they are frozen and nothing is dropped.
+    pub training: Option<Dropout>,
 }
 
 /// What backward needs of a forward pass.
@@ -71,6 +90,8 @@ pub struct Saved {
     input: Rows,
     queries: Rows,
     keys_values: Rows,
+    /// What attention gave, where its output projection is trained.
+    mixed: Option<Rows>,
     /// The residual stream between the two halves.
     attended: Rows,
     /// What the activation was given.
@@ -104,7 +125,13 @@ impl Block {
         let mut mixed = queries.like();
         match cache {
             None => {
-                self.attention.forward(&queries, &keys_values, batch.layout, &asked.queries, &mut mixed);
+                self.attention(batch).forward(
+                    &queries,
+                    &keys_values,
+                    batch.layout,
+                    &asked.queries,
+                    &mut mixed,
+                );
             }
             Some(cache) => self.attention.forward_cached(
                 &queries,
@@ -119,8 +146,9 @@ impl Block {
             Residual::Stream => input_asked,
             Residual::Normed => normed_asked,
         };
-        let attended = self.output.forward_onto(&mixed, residual);
-        drop((mixed, chosen, normed));
+        let attended = add_half(&self.output, &mixed, residual, self.mask(Site::AttentionOutput, batch));
+        let mixed = batch.training.is_some().then_some(mixed);
+        drop((chosen, normed));
 
         let normed = attended.mapped(|x, y| self.mlp_norm.forward(x, y));
         let expanded = self.up.forward(&normed);
@@ -131,11 +159,12 @@ impl Block {
             Residual::Stream => &attended,
             Residual::Normed => &normed,
         };
-        let output = self.down.forward_onto(&activated, residual);
-        (output, Saved { input, queries, keys_values, attended, expanded })
+        let output = add_half(&self.down, &activated, residual, self.mask(Site::MlpOutput, batch));
+        (output, Saved { input, queries, keys_values, mixed, attended, expanded })
     }
 
-    /// From the output's gradient `[asked, hidden]` to that of the first `wanted` rows of the input.
+    /// From the output's gradient `[asked, hidden]` to that of the first `wanted` rows of the input. Where weights are
+    /// trained, theirs are added to `gradients`, and all rows are wanted.
     pub fn backward(
         &self,
         saved: Saved,
@@ -143,21 +172,42 @@ impl Block {
         batch: &Batch,
         asked: &Asked,
         wanted: usize,
+        mut gradients: Option<&mut Gradients>,
     ) -> Rows {
-        let Saved { mut input, queries, keys_values, attended, mut expanded } = saved;
+        let Saved { mut input, queries, keys_values, mixed, attended, mut expanded } = saved;
 
         // The MLP's half; `gradient` goes from the output's to that of what stands between the halves.
-        let d_activated = self.down.backward(&gradient);
+        let dropped = dropped(&gradient, self.mask(Site::MlpOutput, batch));
+        let d_half = dropped.as_ref().unwrap_or(&gradient);
+        let d_activated = self.down.backward(d_half);
+        if let Some(gradients) = gradients.as_deref_mut() {
+            let inner = d_activated.width();
+            let mut activated = d_activated.like();
+            self.activation.forward(&expanded, &mut activated, inner);
+            self.down.add_gradients(&activated, d_half, gradients);
+        }
+        drop(dropped);
         self.activation.backward(&mut expanded, &d_activated, d_activated.width());
+        if let Some(gradients) = gradients.as_deref_mut() {
+            let normed = attended.mapped(|x, y| self.mlp_norm.forward(x, y));
+            self.up.add_gradients(&normed, &expanded, gradients);
+        }
         let mut d_normed = self.up.backward(&expanded);
         drop((expanded, d_activated));
-        let mut gradient = self.through(&self.mlp_norm, &attended, &mut d_normed, gradient);
+        let mut gradient =
+            self.through(&self.mlp_norm, &attended, &mut d_normed, gradient, gradients.as_deref_mut());
         drop((d_normed, attended));
 
         // Attention's half.
-        let d_mixed = self.output.backward(&gradient);
+        let dropped = self::dropped(&gradient, self.mask(Site::AttentionOutput, batch));
+        let d_half = dropped.as_ref().unwrap_or(&gradient);
+        let d_mixed = self.output.backward(d_half);
+        if let (Some(gradients), Some(mixed)) = (gradients.as_deref_mut(), &mixed) {
+            self.output.add_gradients(mixed, d_half, gradients);
+        }
+        drop((dropped, mixed));
         let (mut d_queries, mut d_keys_values) = (queries.like(), keys_values.like());
-        self.attention.backward(
+        self.attention(batch).backward(
             &queries,
             &keys_values,
             batch.layout,
@@ -169,6 +219,14 @@ impl Block {
         drop((queries, keys_values, d_mixed));
         self.turn(&mut d_queries, &mut d_keys_values, batch, asked, Direction::Back);
 
+        if let Some(gradients) = gradients.as_deref_mut() {
+            let normed = input.mapped(|x, y| self.attention_norm.forward(x, y));
+            self.key_value.add_gradients(&normed, &d_keys_values, gradients);
+            match asked.rows {
+                None => self.query.add_gradients(&normed, &d_queries, gradients),
+                Some(rows) => self.query.add_gradients(&normed.select(rows), &d_queries, gradients),
+            }
+        }
         d_keys_values.truncate(wanted);
         let mut d_normed = self.key_value.backward(&d_keys_values);
         match asked.rows {
@@ -185,18 +243,41 @@ impl Block {
             }
         }
         input.truncate(wanted);
-        self.through(&self.attention_norm, &input, &mut d_normed, gradient)
+        self.through(&self.attention_norm, &input, &mut d_normed, gradient, gradients)
     }
 
     /// Back through a norm and the residual around what follows it: `d_normed` is what came through that,
     /// `gradient` what came by the residual.
-    fn through(&self, norm: &Norm, input: &Rows, d_normed: &mut Rows, mut gradient: Rows) -> Rows {
+    fn through(
+        &self,
+        norm: &Norm,
+        input: &Rows,
+        d_normed: &mut Rows,
+        mut gradient: Rows,
+        gradients: Option<&mut Gradients>,
+    ) -> Rows {
         if self.residual == Residual::Normed {
             d_normed.iter_mut().zip(gradient.iter()).for_each(|(d, g)| *d += g);
             gradient.fill(0.0);
         }
+        if let Some(gradients) = gradients {
+            norm.add_gradients(input, d_normed, gradients);
+        }
         norm.add_backward(input, d_normed, &mut gradient);
         gradient
+    }
+
+    /// The attention, with what this pass drops.
+    fn attention(&self, batch: &Batch) -> Cow<'_, Attention> {
+        match self.mask(Site::Attention, batch) {
+            None => Cow::Borrowed(&self.attention),
+            Some(mask) => Cow::Owned(Attention { dropout: Some(mask), ..self.attention.clone() }),
+        }
+    }
+
+    fn mask(&self, site: Site, batch: &Batch) -> Option<Mask> {
+        let rate = if site == Site::Attention { self.dropout.attention } else { self.dropout.halves };
+        batch.training?.mask(site, self.dropout.layer, rate)
     }
 
     fn turn(
@@ -217,4 +298,22 @@ impl Block {
             rotation.turn(keys_values, width, first, step, kv_heads, direction);
         }
     }
+}
+
+/// What a half's last map makes of `x`, some of it dropped, added to the residual.
+fn add_half(map: &Linear, x: &Rows, residual: &Rows, mask: Option<Mask>) -> Rows {
+    let Some(mask) = mask else { return map.forward_onto(x, residual) };
+    let mut y = map.forward(x);
+    let width = y.width();
+    mask.apply(&mut y, width);
+    y.iter_mut().zip(residual.iter()).for_each(|(y, r)| *y += r);
+    y
+}
+
+/// The gradient of a half from that of the sum it is part of, where some of the half was dropped.
+fn dropped(gradient: &Rows, mask: Option<Mask>) -> Option<Rows> {
+    let mask = mask?;
+    let mut d_half = gradient.pool().copied(gradient, gradient.width());
+    mask.apply(&mut d_half, gradient.width());
+    Some(d_half)
 }

@@ -1,9 +1,10 @@
 //! BLOOM: ALiBi, a norm behind the embedding, queries, keys and values interleaved by head, tied head.
 
-use super::block::{Block, Residual};
+use super::block::{Block, Rates, Residual};
 use super::decoder::{Decoder, DecoderShape, Positions};
 use super::ops::activation::Activation;
 use super::ops::attention::{Attention, KeyValue, alibi_slopes};
+use super::ops::gradients::Vector;
 use super::ops::linear::Linear;
 use super::ops::matmul::{Precision, Weight};
 use super::ops::norm::Norm;
@@ -17,6 +18,8 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
     let layers = config.count(&["n_layer", "num_hidden_layers"])?;
     let vocabulary = config.count(&["vocab_size"])?;
     let eps = config.number_or("layer_norm_epsilon", 1e-5)?;
+    let attention_dropout = config.share_or("attention_dropout", 0.0)?;
+    let hidden_dropout = config.share_or("hidden_dropout", 0.0)?;
     let normed = config.flag_or("apply_residual_connection_post_layernorm", false)?;
     if !hidden.is_multiple_of(heads) {
         return Err(config.wrong(format!("hidden size {hidden} is not a multiple of {heads} heads")));
@@ -27,7 +30,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
         let bias = weights.vector(&format!("transformer.{name}.bias"), hidden)?;
         Ok(Norm::layer(weight, bias, eps))
     };
-    let parts = |name: &str, inputs: usize, outputs: usize| -> Result<(Weight, Vec<f32>), ModelError> {
+    let parts = |name: &str, inputs: usize, outputs: usize| -> Result<(Weight, Vector), ModelError> {
         let weight = weights.tensor(&format!("transformer.{name}.weight"), &[outputs, inputs])?;
         let bias = weights.vector(&format!("transformer.{name}.bias"), outputs)?;
         Ok((Weight::from_outputs_by_inputs(weight, outputs, inputs), bias))
@@ -42,7 +45,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
         let of_heads = |first: usize, end: usize| {
             let ranges = (0..heads).map(|head| (3 * head + first) * dim..(3 * head + end) * dim);
             let weight = Weight::stacked(ranges.clone().map(|rows| fused.outputs(rows)).collect());
-            let bias = ranges.flat_map(|rows| bias[rows].to_vec()).collect();
+            let bias = Vector::joined(ranges.map(|rows| bias.part(rows)));
             Linear::new(weight, Some(bias), precision)
         };
         Ok(Block {
@@ -54,6 +57,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
                 keys: KeyValue::interleaved(heads, dim),
                 scale: 1.0 / (dim as f32).sqrt(),
                 slopes: Some(alibi_slopes(heads)),
+                dropout: None,
             },
             output: linear(&format!("h.{i}.self_attention.dense"), hidden, hidden)?,
             mlp_norm: norm(&format!("h.{i}.post_attention_layernorm"))?,
@@ -61,6 +65,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
             activation: Activation::GeluTanh,
             down: linear(&format!("h.{i}.mlp.dense_4h_to_h"), 4 * hidden, hidden)?,
             residual: if normed { Residual::Normed } else { Residual::Stream },
+            dropout: Rates { layer: i, attention: attention_dropout, halves: hidden_dropout },
         })
     };
     let embeddings = weights.tensor("transformer.word_embeddings.weight", &[vocabulary, hidden])?;
@@ -73,6 +78,8 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
     Ok(Decoder {
         shape: DecoderShape { hidden, layers, heads, kv_heads: heads, vocabulary, max_positions: None },
         embeddings,
+        padding: None,
+        embedding_dropout: 0.0,
         embedding_norm: Some(norm("word_embeddings_layernorm")?),
         positions: Positions::Distance,
         blocks: (0..layers).map(block).collect::<Result<_, _>>()?,

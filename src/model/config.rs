@@ -38,6 +38,11 @@ impl Config {
         &self.path
     }
 
+    /// All of it.
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+
     /// The value at a key, `null` counting as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.value.get(key).filter(|v| !v.is_null())
@@ -86,6 +91,17 @@ impl Config {
         match self.get(name) {
             None => Ok(default),
             Some(v) => v.as_f64().ok_or_else(|| self.wrong(format!("`{name}` is {v}, a number is needed"))),
+        }
+    }
+
+    /// A share from 0 up to but not including 1, or `default` where the key is absent.
+    ///
+    /// # Errors
+    /// There is something else.
+    pub fn share_or(&self, name: &str, default: f64) -> Result<f32, ModelError> {
+        match self.number_or(name, default)? {
+            share if (0.0..1.0).contains(&share) => Ok(share as f32),
+            share => Err(self.wrong(format!("`{name}` is {share}, a number from 0 up to below 1 is needed"))),
         }
     }
 

@@ -1,7 +1,7 @@
-//! A decoder-only language model with frozen weights: embeddings, blocks, a final norm and a head.
+//! A decoder-only language model: embeddings, blocks, a final norm and a head.
 //!
-//! Knows how a pass goes through them, forward and back; the architectures say what they are made of. Does not
-//! know what is trained, nor what the tokens mean.
+//! Knows how a pass goes through them, forward and back to the input or to every weight; the architectures say what
+//! they are made of. Does not know how anything is trained, nor what the tokens mean.
 
 use candle_core::Tensor;
 
@@ -9,6 +9,8 @@ use super::ModelError;
 use super::block::{Asked, Batch, Block, Saved};
 use super::cache::KvCache;
 use super::layout::Layout;
+use super::ops::dropout::{Dropout, Site};
+use super::ops::gradients::Gradients;
 use super::ops::linear::Linear;
 use super::ops::matmul::Weight;
 use super::ops::norm::Norm;
@@ -50,6 +52,10 @@ pub struct Decoder {
     pub(super) parameters: usize,
     /// `[vocabulary, hidden]`
     pub(super) embeddings: Weight,
+    /// A token whose embedding is not trained where it is looked up: torch's `padding_idx`.
+    pub(super) padding: Option<u32>,
+    /// The share of what the first block is given that a pass that trains weights drops.
+    pub(super) embedding_dropout: f32,
     /// What is done with an embedding before the first block.
     pub(super) embedding_norm: Option<Norm>,
     /// How a token's place comes in.
@@ -77,6 +83,8 @@ pub enum Keep {
 /// A forward pass that can be gone back.
 pub struct Trace<'a> {
     pass: Pass<'a>,
+    /// The tokens, where weights are trained.
+    ids: &'a [u32],
     input: Rows,
     blocks: Vec<Kept>,
     last: Rows,
@@ -104,6 +112,11 @@ impl Decoder {
     /// Number of weights, a tied head counted once.
     pub fn parameters(&self) -> usize {
         self.parameters
+    }
+
+    /// A token whose embedding is not trained where it is looked up.
+    pub(super) fn padding(&self) -> Option<u32> {
+        self.padding
     }
 
     /// Whether a token's position changes what the model computes for it, padding before it included.
@@ -183,8 +196,35 @@ impl Decoder {
         asked: &'a [u32],
         keep: Keep,
     ) -> Result<(Rows, Trace<'a>), ModelError> {
-        let pass = self.pass(layout, asked);
-        let mut x = self.enter(&input, layout)?;
+        self.follow(&[], input, self.pass(layout, asked), keep)
+    }
+
+    /// [`Decoder::trace`] of tokens, to go back to every weight: with this dropout.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary, or a position beyond the model's.
+    pub fn trace_weights<'a>(
+        &self,
+        ids: &'a [u32],
+        layout: &'a Layout,
+        asked: &'a [u32],
+        keep: Keep,
+        dropout: Dropout,
+    ) -> Result<(Rows, Trace<'a>), ModelError> {
+        let mut pass = self.pass(layout, asked);
+        pass.batch.training = Some(dropout);
+        self.follow(ids, self.embed(ids)?, pass, keep)
+    }
+
+    fn follow<'a>(
+        &self,
+        ids: &'a [u32],
+        input: Rows,
+        pass: Pass<'a>,
+        keep: Keep,
+    ) -> Result<(Rows, Trace<'a>), ModelError> {
+        let mut x = self.enter(&input, pass.batch.layout)?;
+        self.drop_embeddings(&mut x, &pass);
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (i, block) in self.blocks.iter().enumerate() {
             let (output, saved) = block.forward(x, &pass.batch, self.asked(i, &pass), None);
@@ -195,12 +235,44 @@ impl Decoder {
             x = output;
         }
         let states = x.mapped(|x, y| self.final_norm.forward(x, y));
-        Ok((states, Trace { pass, input, blocks, last: x }))
+        Ok((states, Trace { pass, ids, input, blocks, last: x }))
     }
 
     /// From the final states' gradient `[asked, hidden]` to that of the first `wanted` rows of the batch.
     pub fn backward(&self, trace: Trace, gradient: &Rows, wanted: usize) -> Rows {
-        let Trace { pass, mut input, blocks, last } = trace;
+        self.go_back(trace, gradient, wanted, None)
+    }
+
+    /// From the final states' gradient `[asked, hidden]` to those of the weights, which are added up; the head's, which
+    /// stands behind these states, are not among them.
+    pub fn backward_weights(&self, trace: Trace, gradient: &Rows, gradients: &mut Gradients) {
+        let (ids, wanted) = (trace.ids, trace.ids.len());
+        let d_embedded = self.go_back(trace, gradient, wanted, Some(gradients));
+        let Some(origin) = self.embeddings.origin() else { return };
+        match self.padding {
+            Some(padding) if ids.contains(&padding) => {
+                let looked_up: Vec<u32> =
+                    (0..ids.len() as u32).filter(|&row| ids[row as usize] != padding).collect();
+                let ids = looked_up.iter().map(|&row| ids[row as usize]);
+                origin.add_rows(ids, &d_embedded.select(&looked_up), gradients);
+            }
+            _ => origin.add_rows(ids.iter().copied(), &d_embedded, gradients),
+        }
+    }
+
+    /// The gradient of the embeddings' first `wanted` rows; those of the weights between them and the final states are
+    /// added up where that is asked for.
+    fn go_back(
+        &self,
+        trace: Trace,
+        gradient: &Rows,
+        wanted: usize,
+        mut gradients: Option<&mut Gradients>,
+    ) -> Rows {
+        let Trace { pass, mut input, blocks, last, .. } = trace;
+        if let Some(gradients) = gradients.as_deref_mut() {
+            self.final_norm.add_gradients(&last, gradient, gradients);
+        }
         let mut d_x = self.pool.zeros(last.rows(), last.width());
         self.final_norm.add_backward(&last, gradient, &mut d_x);
         drop(last);
@@ -212,10 +284,19 @@ impl Decoder {
             };
             // Of what the first block was given only the wanted rows can change.
             let wanted = if i == 0 { wanted } else { pass.batch.layout.tokens() };
-            d_x = block.backward(saved, d_x, &pass.batch, asked, wanted);
+            d_x = block.backward(saved, d_x, &pass.batch, asked, wanted, gradients.as_deref_mut());
+        }
+        self.drop_embeddings(&mut d_x, &pass);
+        if let (Some(gradients), Positions::Learned(table)) = (gradients.as_deref_mut(), &self.positions)
+            && let Some(origin) = table.origin()
+        {
+            origin.add_rows(pass.batch.layout.positions().iter().copied(), &d_x, gradients);
         }
         if let Some(norm) = &self.embedding_norm {
             input.truncate(wanted);
+            if let Some(gradients) = gradients {
+                norm.add_gradients(&input, &d_x, gradients);
+            }
             let mut d_input = self.pool.zeros(wanted, self.shape.hidden);
             norm.add_backward(&input, &d_x, &mut d_input);
             d_x = d_input;
@@ -261,6 +342,15 @@ impl Decoder {
         Ok(x)
     }
 
+    /// Dropout of what the first block is given, or of its gradient.
+    fn drop_embeddings(&self, x: &mut Rows, pass: &Pass) {
+        let mask = pass.batch.training.and_then(|d| d.mask(Site::Embedding, 0, self.embedding_dropout));
+        if let Some(mask) = mask {
+            let width = x.width();
+            mask.apply(x, width);
+        }
+    }
+
     fn pass<'a>(&self, layout: &'a Layout, asked: &'a [u32]) -> Pass<'a> {
         let rotation = match &self.positions {
             Positions::Rotary(frequencies) => {
@@ -274,7 +364,7 @@ impl Decoder {
             rotation: rotation.as_ref().map(|r| r.at(asked)),
         };
         let all = Asked { rows: None, queries: layout.all_queries(), rotation: None };
-        Pass { batch: Batch { layout, rotation }, all, last }
+        Pass { batch: Batch { layout, rotation, training: None }, all, last }
     }
 
     fn asked<'p, 'a>(&self, block: usize, pass: &'p Pass<'a>) -> &'p Asked<'a> {

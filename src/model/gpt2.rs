@@ -1,9 +1,10 @@
 //! GPT-2: learned positions, weights stored `[in, out]`, tied head.
 
-use super::block::{Block, Residual};
+use super::block::{Block, Rates, Residual};
 use super::decoder::{Decoder, DecoderShape, Positions};
 use super::ops::activation::Activation;
 use super::ops::attention::{Attention, KeyValue};
+use super::ops::gradients::Vector;
 use super::ops::linear::Linear;
 use super::ops::matmul::{Precision, Weight};
 use super::ops::norm::Norm;
@@ -19,6 +20,9 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
     let vocabulary = config.count(&["vocab_size"])?;
     let inner = config.maybe_count(&["n_inner"])?.unwrap_or(4 * hidden);
     let eps = config.number_or("layer_norm_epsilon", 1e-5)?;
+    let embedding_dropout = config.share_or("embd_pdrop", 0.1)?;
+    let attention_dropout = config.share_or("attn_pdrop", 0.1)?;
+    let residual_dropout = config.share_or("resid_pdrop", 0.1)?;
     let scaled = config.flag_or("scale_attn_weights", true)?;
     let scaled_by_layer = config.flag_or("scale_attn_by_inverse_layer_idx", false)?;
     let activation = config.text("activation_function").unwrap_or("gelu_new");
@@ -34,7 +38,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
         let bias = weights.vector(&format!("transformer.{name}.bias"), hidden)?;
         Ok(Norm::layer(weight, bias, eps))
     };
-    let parts = |name: &str, inputs: usize, outputs: usize| -> Result<(Weight, Vec<f32>), ModelError> {
+    let parts = |name: &str, inputs: usize, outputs: usize| -> Result<(Weight, Vector), ModelError> {
         let weight = weights.tensor(&format!("transformer.{name}.weight"), &[inputs, outputs])?;
         let bias = weights.vector(&format!("transformer.{name}.bias"), outputs)?;
         Ok((Weight::from_inputs_by_outputs(weight, inputs, outputs), bias))
@@ -49,18 +53,25 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
             scale /= (i + 1) as f32;
         }
         let (fused, bias) = parts(&format!("h.{i}.attn.c_attn"), hidden, 3 * hidden)?;
-        let (query, key_value) = bias.split_at(hidden);
+        let (query, key_value) = (bias.part(0..hidden), bias.part(hidden..3 * hidden));
         Ok(Block {
             attention_norm: norm(&format!("h.{i}.ln_1"))?,
-            query: Linear::new(fused.outputs(0..hidden), Some(query.to_vec()), precision),
-            key_value: Linear::new(fused.outputs(hidden..3 * hidden), Some(key_value.to_vec()), precision),
-            attention: Attention { heads, keys: KeyValue::stacked(heads, dim), scale, slopes: None },
+            query: Linear::new(fused.outputs(0..hidden), Some(query), precision),
+            key_value: Linear::new(fused.outputs(hidden..3 * hidden), Some(key_value), precision),
+            attention: Attention {
+                heads,
+                keys: KeyValue::stacked(heads, dim),
+                scale,
+                slopes: None,
+                dropout: None,
+            },
             output: linear(&format!("h.{i}.attn.c_proj"), hidden, hidden)?,
             mlp_norm: norm(&format!("h.{i}.ln_2"))?,
             up: linear(&format!("h.{i}.mlp.c_fc"), hidden, inner)?,
             activation: Activation::GeluTanh,
             down: linear(&format!("h.{i}.mlp.c_proj"), inner, hidden)?,
             residual: Residual::Stream,
+            dropout: Rates { layer: i, attention: attention_dropout, halves: residual_dropout },
         })
     };
     let embeddings = weights.tensor("transformer.wte.weight", &[vocabulary, hidden])?;
@@ -75,6 +86,8 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
     Ok(Decoder {
         shape: DecoderShape { hidden, layers, heads, kv_heads: heads, vocabulary, max_positions },
         embeddings,
+        padding: None,
+        embedding_dropout,
         embedding_norm: None,
         positions: Positions::Learned(Weight::from_outputs_by_inputs(positions, available, hidden)),
         blocks: (0..layers).map(block).collect::<Result<_, _>>()?,

@@ -1,10 +1,11 @@
 //! Llama: grouped query heads, rotary positions, RMS norms, SwiGLU; tied or untied head.
 
-use super::block::{Block, Residual};
+use super::block::{Block, Rates, Residual};
 use super::config::Config;
 use super::decoder::{Decoder, DecoderShape, Positions};
 use super::ops::activation::Activation;
 use super::ops::attention::{Attention, KeyValue};
+use super::ops::gradients::Vector;
 use super::ops::linear::Linear;
 use super::ops::matmul::{Precision, Weight};
 use super::ops::norm::Norm;
@@ -21,6 +22,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
     let inner = config.count(&["intermediate_size"])?;
     let vocabulary = config.count(&["vocab_size"])?;
     let eps = config.number_or("rms_norm_eps", 1e-6)?;
+    let attention_dropout = config.share_or("attention_dropout", 0.0)?;
     let attention_bias = config.flag_or("attention_bias", false)?;
     let mlp_bias = config.flag_or("mlp_bias", false)?;
     let activation = config.text("hidden_act").unwrap_or("silu");
@@ -45,10 +47,10 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
             let weight = weights.tensor(&format!("model.{name}.weight"), &[*outputs, inputs])?;
             parts.push(Weight::from_outputs_by_inputs(weight, *outputs, inputs));
             if biased {
-                biases.extend(weights.vector(&format!("model.{name}.bias"), *outputs)?);
+                biases.push(weights.vector(&format!("model.{name}.bias"), *outputs)?);
             }
         }
-        Ok(Linear::new(Weight::stacked(parts), biased.then_some(biases), precision))
+        Ok(Linear::new(Weight::stacked(parts), biased.then(|| Vector::joined(biases)), precision))
     };
     let block = |i: usize| -> Result<Block, ModelError> {
         let attention = |part: &str, width: usize| (format!("layers.{i}.self_attn.{part}_proj"), width);
@@ -63,6 +65,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
                 keys: KeyValue::stacked(kv_heads, dim),
                 scale: 1.0 / (dim as f32).sqrt(),
                 slopes: None,
+                dropout: None,
             },
             output: stacked(&[attention("o", hidden)], heads * dim, attention_bias)?,
             mlp_norm: norm(&format!("layers.{i}.post_attention_layernorm"))?,
@@ -70,6 +73,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
             activation: Activation::SwiGlu,
             down: stacked(&[mlp("down", hidden)], inner, mlp_bias)?,
             residual: Residual::Stream,
+            dropout: Rates { layer: i, attention: attention_dropout, halves: 0.0 },
         })
     };
     let embeddings = weights.tensor("model.embed_tokens.weight", &[vocabulary, hidden])?;
@@ -79,10 +83,16 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
     let head = if tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
     let head =
         Weight::from_outputs_by_inputs(weights.tensor(head, &[vocabulary, hidden])?, vocabulary, hidden);
+    // transformers gives this padding_idx to its embedding; one below 0 counts from the end.
+    let padding = config.get("pad_token_id").and_then(|id| id.as_i64());
+    let padding = padding.map(|id| if id < 0 { id + vocabulary as i64 } else { id });
+    let padding = padding.and_then(|id| u32::try_from(id).ok());
     let max_positions = config.maybe_count(&["max_position_embeddings"])?;
     Ok(Decoder {
         shape: DecoderShape { hidden, layers, heads, kv_heads, vocabulary, max_positions },
         embeddings,
+        padding,
+        embedding_dropout: 0.0,
         embedding_norm: None,
         positions: Positions::Rotary(frequencies(config, dim)?),
         blocks: (0..layers).map(block).collect::<Result<_, _>>()?,

@@ -14,26 +14,46 @@ pub mod gpt2;
 pub mod layout;
 pub mod llama;
 pub mod ops;
+pub mod parameters;
+pub mod random;
 pub mod rows;
+pub mod save;
 pub mod weights;
 
 use std::path::Path;
 
 use candle_core::Device;
+use config::Config;
 
 pub use decoder::{Decoder, DecoderShape};
 pub use error::ModelError;
 pub use layout::Layout;
+pub use ops::dropout::Dropout;
+pub use ops::gradients::Gradients;
 pub use ops::matmul::Precision;
+pub use parameters::{Parameter, Parameters};
 pub use rows::Rows;
+pub use save::Format;
 pub use weights::Weights;
 
 /// Builds a decoder from the weights and configuration of a model folder or file.
 type Constructor = fn(&Weights, Precision) -> Result<Decoder, ModelError>;
 
-/// `model_type` in config.json → the architecture: one line each.
-static ARCHITECTURES: &[(&str, Constructor)] =
-    &[("bloom", bloom::load), ("gpt2", gpt2::load), ("llama", llama::load)];
+/// An architecture.
+struct Architecture {
+    /// `model_type` in config.json.
+    name: &'static str,
+    /// transformers' class of it.
+    class: &'static str,
+    load: Constructor,
+}
+
+/// Those there are: one line each.
+static ARCHITECTURES: &[Architecture] = &[
+    Architecture { name: "bloom", class: "BloomForCausalLM", load: bloom::load },
+    Architecture { name: "gpt2", class: "GPT2LMHeadModel", load: gpt2::load },
+    Architecture { name: "llama", class: "LlamaForCausalLM", load: llama::load },
+];
 
 /// Loads the model in a Hugging Face folder or a GGUF file, every weight frozen, to compute in this precision.
 ///
@@ -46,14 +66,15 @@ pub fn load(path: &Path, device: &Device, precision: Precision) -> Result<Decode
         return Err(ModelError::Device(format!("{device:?}")));
     }
     let weights = Weights::open(path)?;
-    let config = weights.config();
+    (architecture(weights.config())?.load)(&weights, precision)
+}
+
+/// The architecture that a configuration names.
+fn architecture(config: &Config) -> Result<&'static Architecture, ModelError> {
     let name = config.text("model_type").ok_or_else(|| config.lacks("model_type"))?;
-    match ARCHITECTURES.iter().find(|(known, _)| *known == name) {
-        Some((_, load)) => load(&weights, precision),
-        None => Err(ModelError::Architecture {
-            path: config.path().to_path_buf(),
-            found: name.to_owned(),
-            known: ARCHITECTURES.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", "),
-        }),
-    }
+    ARCHITECTURES.iter().find(|known| known.name == name).ok_or_else(|| ModelError::Architecture {
+        path: config.path().to_path_buf(),
+        found: name.to_owned(),
+        known: ARCHITECTURES.iter().map(|known| known.name).collect::<Vec<_>>().join(", "),
+    })
 }

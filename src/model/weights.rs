@@ -1,4 +1,4 @@
-//! Named tensors and the configuration of a model on disk.
+//! Named tensors and the configuration of a model, on disk or in memory.
 //!
 //! Knows the files and number formats, and leaves large tensors where they are: a matrix is a view of the mapped
 //! file in the format it has there. Does not know which tensors an architecture needs.
@@ -18,14 +18,25 @@ use safetensors::{Dtype, SafeTensors};
 use super::ModelError;
 use super::config::Config;
 use super::gguf::Gguf;
+use super::ops::gradients::{TensorId, Vector};
 use super::ops::matmul::{Numbers, Slice};
 
 /// A model's tensors by their Hugging Face names.
 pub struct Weights {
     config: Config,
     source: Source,
-    /// How many numbers each tensor has that was handed out.
-    handed_out: RefCell<BTreeMap<String, usize>>,
+    /// The shape of each tensor that was handed out.
+    handed_out: RefCell<BTreeMap<String, Vec<usize>>>,
+}
+
+/// A tensor in memory, which is trained.
+pub(super) struct Trained {
+    /// Its number among the parameters.
+    pub id: TensorId,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its numbers, row by row.
+    pub numbers: Arc<Vec<f32>>,
 }
 
 /// Where the tensors are.
@@ -34,6 +45,10 @@ enum Source {
     Safetensors(Files),
     /// A GGUF file, dequantised as it is read.
     Gguf(PathBuf, Gguf),
+    /// A model's parameters, which are trained.
+    Memory(BTreeMap<String, Trained>),
+    /// Nowhere: zeros of any name and shape, from which one learns what an architecture asks for.
+    Nowhere,
 }
 
 impl Weights {
@@ -67,6 +82,16 @@ impl Weights {
         Ok(Self { config, source, handed_out: RefCell::default() })
     }
 
+    /// Parameters that are trained, by their names.
+    pub(super) fn trained(config: Config, tensors: BTreeMap<String, Trained>) -> Self {
+        Self { config, source: Source::Memory(tensors), handed_out: RefCell::default() }
+    }
+
+    /// Zeros, whatever is asked for.
+    pub(super) fn nowhere(config: Config) -> Self {
+        Self { config, source: Source::Nowhere, handed_out: RefCell::default() }
+    }
+
     /// The model's configuration.
     pub fn config(&self) -> &Config {
         &self.config
@@ -96,6 +121,16 @@ impl Weights {
                 }
                 None => (None, path.as_path()),
             },
+            Source::Memory(tensors) => {
+                let trained = |Trained { id, shape, numbers }: &Trained| {
+                    (shape.clone(), Numbers::F32(Slice::trained(numbers.clone(), *id)))
+                };
+                (tensors.get(name).map(trained), self.config.path())
+            }
+            Source::Nowhere => {
+                let zeros = vec![0.0f32; shape.iter().product()];
+                (Some((shape.to_vec(), zeros.into())), self.config.path())
+            }
         };
         let Some((found, numbers)) = found else {
             return Err(ModelError::MissingTensor { path: path.to_path_buf(), name: name.to_owned() });
@@ -108,7 +143,7 @@ impl Weights {
                 found,
             });
         }
-        self.handed_out.borrow_mut().insert(name.to_owned(), shape.iter().product());
+        self.handed_out.borrow_mut().insert(name.to_owned(), shape.to_vec());
         Ok(numbers)
     }
 
@@ -116,13 +151,22 @@ impl Weights {
     ///
     /// # Errors
     /// As [`Weights::tensor`].
-    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-        Ok(self.tensor(name, &[len])?.to_f32())
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vector, ModelError> {
+        let numbers = self.tensor(name, &[len])?;
+        Ok(match numbers.tensor() {
+            Some(id) => Vector::trained(numbers.to_f32(), id),
+            None => numbers.to_f32().into(),
+        })
+    }
+
+    /// The names and shapes of the tensors that have been handed out, by name.
+    pub(super) fn handed_out(&self) -> BTreeMap<String, Vec<usize>> {
+        self.handed_out.borrow().clone()
     }
 
     /// How many numbers have been handed out, those of a tensor counted once.
     pub fn parameters(&self) -> usize {
-        self.handed_out.borrow().values().sum()
+        self.handed_out.borrow().values().map(|shape| shape.iter().product::<usize>()).sum()
     }
 }
 
@@ -285,7 +329,7 @@ mod tests {
             let dir = folder(dtype, &bytes);
             let weights = Weights::open(dir.path()).unwrap();
             for name in ["h.0.weight", "transformer.h.0.weight", "model.h.0.weight"] {
-                assert_eq!(weights.vector(name, 2).unwrap(), values);
+                assert_eq!(*weights.vector(name, 2).unwrap(), values);
             }
         }
     }

@@ -56,7 +56,8 @@ pub(super) fn check(rows: &[Row], vocabulary: usize) -> Result<(), TrainError> {
 
 /// Rows packed end to end behind a prefix.
 pub(super) struct Batch {
-    ids: Vec<u32>,
+    /// The tokens that are packed, the shared ones once.
+    pub ids: Vec<u32>,
     /// Prefix and rows.
     pub layout: Layout,
     /// The packed tensor's rows whose next token has a label, in the rows' order.

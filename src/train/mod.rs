@@ -14,6 +14,7 @@ pub mod schedule;
 pub mod score;
 pub mod soft_prompt;
 pub mod training;
+pub mod weight_gradient;
 
 pub use batch::{Pads, Row};
 pub use error::TrainError;

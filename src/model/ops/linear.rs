@@ -1,15 +1,21 @@
-//! A linear map with a frozen weight and bias.
+//! A linear map with a weight and bias.
 //!
-//! Backward gives the input's gradient; the weight gets none, and no buffer of its size.
+//! Backward gives the input's gradient. The weight's and the bias's are added up where they are asked for and
+//! trained; frozen ones get none, and no buffer of their size.
 
-use super::matmul::{Precision, Start, Threads, Weight, backward, forward};
+use std::ops::Range;
+
+use super::gradients::{Gradients, Vector};
+use super::matmul::{Origin, Precision, Start, Threads, Weight, backward, forward};
 use crate::model::rows::Rows;
 
-/// `x · Wᵀ + b` over a frozen `W` `[outputs, inputs]` and `b` `[outputs]`.
+/// `x · Wᵀ + b` over a `W` `[outputs, inputs]` and `b` `[outputs]`.
 pub struct Linear {
     weight: Weight,
-    bias: Option<Vec<f32>>,
+    bias: Option<Vector>,
     precision: Precision,
+    /// Where the weight's gradient goes; `None`: it is frozen.
+    origin: Option<Origin>,
 }
 
 impl Linear {
@@ -17,20 +23,22 @@ impl Linear {
     ///
     /// # Panics
     /// The bias has another length than the weight has outputs.
-    pub fn new(weight: Weight, bias: Option<Vec<f32>>, precision: Precision) -> Self {
+    pub fn new(weight: Weight, bias: Option<Vector>, precision: Precision) -> Self {
         let outputs = weight.outputs_len();
         assert!(bias.as_ref().is_none_or(|b| b.len() == outputs), "linear: {outputs} outputs, another bias");
-        Self { weight: weight.prepared(precision), bias, precision }
+        let origin = weight.origin();
+        Self { weight: weight.prepared(precision), bias, precision, origin }
     }
 
     /// A vocabulary head, of which some outputs are asked for at a time, for few rows: the weight stays as it
     /// lies, but is rounded once.
     pub fn head(weight: Weight, precision: Precision) -> Self {
+        let origin = weight.origin();
         let weight = match precision {
             Precision::F32 => weight,
             Precision::BF16 => weight.to_bf16(),
         };
-        Self { weight, bias: None, precision }
+        Self { weight, bias: None, precision, origin }
     }
 
     /// The weight.
@@ -72,5 +80,29 @@ impl Linear {
     /// [`Linear::backward`], added to `dx`.
     pub fn add_backward(&self, dy: &Rows, dx: &mut Rows) {
         backward(dx, dy, &self.weight, Start::Output, self.precision, Threads::All);
+    }
+
+    /// Adds the gradients of weight and bias, from the input `[rows, inputs]` and the output's gradient
+    /// `[rows, outputs]`.
+    pub fn add_gradients(&self, x: &Rows, dy: &Rows, gradients: &mut Gradients) {
+        if let Some(origin) = &self.origin {
+            origin.add(x, dy, gradients);
+        }
+        if let Some(bias) = &self.bias {
+            bias.add_sum(dy, gradients);
+        }
+    }
+
+    /// Adds the weight's gradient for some of the outputs, of which `dy` `[rows, outputs]` has the gradient.
+    pub(super) fn add_outputs_gradient(
+        &self,
+        outputs: Range<usize>,
+        x: &[f32],
+        dy: &[f32],
+        gradients: &mut Gradients,
+    ) {
+        if let Some(origin) = &self.origin {
+            origin.add_outputs(outputs, x, dy, gradients);
+        }
     }
 }

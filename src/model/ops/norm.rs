@@ -1,16 +1,18 @@
-//! Layer norm and RMS norm of rows, over frozen weights: the input has a gradient, the weights have none.
+//! Layer norm and RMS norm of rows. The weights' gradients are added up apart from the input's, if they are trained.
 //!
 //! Nothing is kept between forward and backward: the statistics of a row are cheaper to compute again than to
 //! carry about.
 
+use super::gradients::{Gradients, Vector};
 use super::{blocks, reduce};
+use crate::model::rows::Rows;
 
 /// A normalisation of each row.
 #[derive(Clone, Debug)]
 pub struct Norm {
-    weight: Vec<f32>,
+    weight: Vector,
     /// Layer norm's bias; RMS norm has none, and takes no mean away.
-    bias: Option<Vec<f32>>,
+    bias: Option<Vector>,
     eps: f64,
 }
 
@@ -19,7 +21,8 @@ impl Norm {
     ///
     /// # Panics
     /// Weight and bias differ in length, or are empty.
-    pub fn layer(weight: Vec<f32>, bias: Vec<f32>, eps: f64) -> Self {
+    pub fn layer(weight: impl Into<Vector>, bias: impl Into<Vector>, eps: f64) -> Self {
+        let (weight, bias) = (weight.into(), bias.into());
         assert_eq!(weight.len(), bias.len(), "norm: weight and bias differ in length");
         Self { bias: Some(bias), ..Self::rms(weight, eps) }
     }
@@ -28,7 +31,8 @@ impl Norm {
     ///
     /// # Panics
     /// The weight is empty.
-    pub fn rms(weight: Vec<f32>, eps: f64) -> Self {
+    pub fn rms(weight: impl Into<Vector>, eps: f64) -> Self {
+        let weight = weight.into();
         assert!(!weight.is_empty(), "norm: the weight is empty");
         Self { weight, bias: None, eps }
     }
@@ -65,12 +69,34 @@ impl Norm {
         );
     }
 
+    /// Adds the gradients of weight and bias, from `x` and the gradient of the output: both `[rows, width]`.
+    pub fn add_gradients(&self, x: &Rows, dy: &Rows, gradients: &mut Gradients) {
+        let scaled = x.mapped(|x, scaled| {
+            blocks::each(
+                blocks::count(x, self.weight.len()),
+                self.weight.len(),
+                ((x, &dy[..]), scaled),
+                #[inline(always)]
+                |((x, dy), scaled): ((&[f32], &[f32]), &mut [f32])| {
+                    let (mean, scale) = self.moments(x);
+                    for ((scaled, x), dy) in scaled.iter_mut().zip(x).zip(dy) {
+                        *scaled = dy * ((x - mean) * scale);
+                    }
+                },
+            );
+        });
+        self.weight.add_sum(&scaled, gradients);
+        if let Some(bias) = &self.bias {
+            bias.add_sum(dy, gradients);
+        }
+    }
+
     #[inline(always)]
     fn forward_row(&self, x: &[f32], y: &mut [f32]) {
         let (mean, scale) = self.moments(x);
-        let scaled = y.iter_mut().zip(x).zip(&self.weight);
+        let scaled = y.iter_mut().zip(x).zip(&self.weight[..]);
         if let Some(bias) = &self.bias {
-            for (((y, x), w), b) in scaled.zip(bias) {
+            for (((y, x), w), b) in scaled.zip(&bias[..]) {
                 *y = ((x - mean) * scale).mul_add(*w, *b);
             }
         } else {
@@ -134,6 +160,7 @@ impl Norm {
 mod tests {
     use super::super::testing::{close, gradient, numbers, same_bits, wide};
     use super::*;
+    use crate::model::rows::Pool;
 
     const EPS: f64 = 1e-5;
 
@@ -147,7 +174,7 @@ mod tests {
         let n = x.len() as f64;
         let mean = if norm.bias.is_some() { x.iter().sum::<f64>() / n } else { 0.0 };
         let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
-        let bias = norm.bias.clone().unwrap_or(vec![0.0; x.len()]);
+        let bias = norm.bias.as_deref().map_or(vec![0.0; x.len()], <[f32]>::to_vec);
         let weights = norm.weight.iter().zip(&bias).map(|(w, b)| (f64::from(*w), f64::from(*b)));
         x.iter().zip(weights).map(|(x, (w, b))| (x - mean) / (variance + EPS).sqrt() * w + b).collect()
     }
@@ -171,6 +198,32 @@ mod tests {
                     // In narrow rows, what is added is next to nothing of what cancels.
                     close(&dx[row], &expected, if width < 17 { 2e-5 } else { 1e-6 });
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn weight_and_bias_get_their_gradients() {
+        let (rows, width) = (7, 70);
+        let [weight, bias] = [2, 3].map(|seed| Vector::trained(numbers(width, seed), seed as usize - 2));
+        let (x, dy) = (numbers(rows * width, 1), numbers(rows * width, 4));
+        for norm in [Norm::layer(weight.clone(), bias, EPS), Norm::rms(weight, EPS)] {
+            let pool = Pool::default();
+            let mut gradients = Gradients::zeros([width, width].into_iter());
+            norm.add_gradients(&pool.copied(&x, width), &pool.copied(&dy, width), &mut gradients);
+            let (mut d_weight, mut d_bias) = (vec![0.0; width], vec![0.0; width]);
+            let unit = Norm { weight: vec![1.0; width].into(), bias: norm.bias.clone(), eps: EPS };
+            for (x, dy) in x.chunks(width).zip(dy.chunks(width)) {
+                let bias = norm.bias.as_deref().map_or(vec![0.0; width], <[f32]>::to_vec);
+                for (j, y) in expected(&unit, &wide(x)).iter().enumerate() {
+                    d_weight[j] += f64::from(dy[j]) * (y - f64::from(bias[j]));
+                    d_bias[j] += f64::from(dy[j]);
+                }
+            }
+            close(&gradients.tensors()[0], &d_weight, 1e-6);
+            match norm.bias {
+                Some(_) => close(&gradients.tensors()[1], &d_bias, 1e-6),
+                None => assert!(gradients.tensors()[1].iter().all(|g| *g == 0.0)),
             }
         }
     }

@@ -10,6 +10,7 @@ use super::padded::Padded;
 use super::product::{ROWS, add_product, add_transposed_product};
 use super::softmax::{Row, softmax, softmax_backward};
 use crate::model::layout::Query;
+use crate::model::ops::dropout::Mask;
 
 /// About how many rows of scores (queries × query heads) are computed at a time.
 const BLOCK: usize = 8 * ROWS;
@@ -32,6 +33,19 @@ pub struct Head<'a> {
     pub values: [Heads<'a>; 2],
     /// The segment's queries, those that see less first.
     pub queries: &'a [Query],
+    /// Which probabilities are dropped, if any.
+    pub dropped: Option<Dropped>,
+}
+
+/// Which probabilities of some query heads are dropped.
+#[derive(Clone, Copy)]
+pub struct Dropped {
+    /// A row for each query head of each query.
+    pub mask: Mask,
+    /// The first of the query heads.
+    pub first: usize,
+    /// How many query heads the queries have in all.
+    pub heads: usize,
 }
 
 /// Some columns of each row of a matrix, from `column` on.
@@ -105,6 +119,7 @@ impl Head<'_> {
             for (queries, out) in self.queries.chunks(each).zip(out.chunks_mut(each)) {
                 self.probabilities(queries, scratch);
                 let Scratch { p, mixed, values, .. } = &mut *scratch;
+                self.drop_some(queries, p);
                 mixed.clear(queries.len() * self.group, self.dim);
                 for rows in tiles(0..queries.len() * self.group) {
                     let seen = self.seen(queries, rows.end - 1);
@@ -154,7 +169,9 @@ impl Head<'_> {
             let seen = self.seen(queries, rows.end - 1);
             add_product(d_p, rows, seen, 0..self.dim, d_mixed, values_transposed);
         }
+        self.drop_some(queries, d_p);
         softmax_backward(p, d_p, self.scale, self.softmax_rows(queries));
+        self.drop_some(queries, p);
         d_q.clear(rows, self.dim);
         for rows in tiles(0..rows) {
             let seen = self.seen(queries, rows.end - 1);
@@ -178,6 +195,15 @@ impl Head<'_> {
             add_product(p, rows, seen, 0..self.dim, q, keys_transposed);
         }
         softmax(p, self.scale, self.softmax_rows(queries));
+    }
+
+    /// Dropout of probabilities, or of their gradients.
+    fn drop_some(&self, queries: &[Query], p: &mut Padded) {
+        let Some(Dropped { mask, first, heads }) = self.dropped else { return };
+        for (i, row) in p.rows_mut().enumerate() {
+            let query = queries[i / self.group].row as usize;
+            mask.apply_row((query * heads + first + i % self.group) as u64, row);
+        }
     }
 
     fn softmax_rows(&self, queries: &[Query]) -> impl Iterator<Item = Row> {

@@ -16,7 +16,8 @@ use std::mem;
 
 use rayon::prelude::*;
 
-use self::head::{Head, Heads, KeyValueGradient};
+use self::head::{Dropped, Head, Heads, KeyValueGradient};
+use super::dropout::Mask;
 use crate::model::cache::LayerCache;
 use crate::model::layout::{Layout, Queries, Query, Segment, Slot};
 
@@ -87,6 +88,8 @@ pub struct Attention {
     pub scale: f32,
     /// ALiBi: what each query head adds to a score for each key that stands before this one, counted without padding.
     pub slopes: Option<Vec<f32>>,
+    /// Which probabilities are dropped, if any.
+    pub dropout: Option<Mask>,
 }
 
 /// BLOOM's ALiBi slopes, for numbers of heads that are no power of two as well.
@@ -270,6 +273,11 @@ impl Attention {
                     keys: columns(key.of(head)),
                     values: columns(value.of(head)),
                     queries,
+                    dropped: self.dropout.map(|mask| Dropped {
+                        mask,
+                        first: head * group,
+                        heads: self.heads,
+                    }),
                 };
                 (segment, head)
             })

@@ -76,7 +76,7 @@ impl Case {
     }
 
     fn formula(&self) -> Results<f64> {
-        let Attention { heads, keys, scale, ref slopes } = self.attention;
+        let Attention { heads, keys, scale, ref slopes, .. } = self.attention;
         let (kv_heads, dim) = (keys.kv_heads, keys.dim);
         let mut results = [vec![0.0; self.q.len()], vec![0.0; self.q.len()], vec![0.0; self.kv.len()]];
         let [out, d_q, d_kv] = &mut results;
@@ -140,7 +140,7 @@ impl Case {
 }
 
 fn attention(heads: usize, keys: KeyValue, slopes: Option<Vec<f32>>) -> Attention {
-    Attention { heads, keys, scale: 0.9 / (keys.dim as f32).sqrt(), slopes }
+    Attention { heads, keys, scale: 0.9 / (keys.dim as f32).sqrt(), slopes, dropout: None }
 }
 
 #[test]

@@ -23,10 +23,10 @@ pub(super) fn deepest(rows: usize) -> usize {
 
 /// x packed into panels of a few rows, each `[depth, 16]`, so that what meets one row of the weight lies together.
 pub(super) struct Vectors<'a> {
-    packed: &'a [f32],
-    panels: Panels,
-    depth: usize,
-    precision: Precision,
+    pub packed: &'a [f32],
+    pub panels: Panels,
+    pub depth: usize,
+    pub precision: Precision,
 }
 
 impl Vectors<'_> {
@@ -82,19 +82,19 @@ impl Kernel for Vectors<'_> {
 
 /// How the rows are divided among panels: as evenly as possible, so that no tile is much smaller than the others.
 #[derive(Clone, Copy)]
-struct Panels {
-    rows: usize,
-    count: usize,
+pub(super) struct Panels {
+    pub rows: usize,
+    pub count: usize,
 }
 
 impl Panels {
-    fn rows(&self, panel: usize) -> Range<usize> {
+    pub fn rows(&self, panel: usize) -> Range<usize> {
         self.rows * panel / self.count..self.rows * (panel + 1) / self.count
     }
 }
 
 /// Most rows of a panel: one tile of 14 where there are 32 registers, two tiles of 6 where there are 16.
-fn panel_rows() -> usize {
+pub(super) fn panel_rows() -> usize {
     struct Rows;
     impl WithSimd for Rows {
         type Output = usize;
@@ -107,16 +107,16 @@ fn panel_rows() -> usize {
 }
 
 /// All rows of x times one packed panel of the weight.
-struct Panel<'a, 'n, 'y> {
-    x: &'a Vectors<'a>,
-    depth: Range<usize>,
-    weight: &'a [f32],
-    y: &'a mut [&'y mut [f32]],
-    columns: Range<usize>,
-    onto: Onto,
+pub(super) struct Panel<'a, 'n, 'y> {
+    pub x: &'a Vectors<'a>,
+    pub depth: Range<usize>,
+    pub weight: &'a [f32],
+    pub y: &'a mut [&'y mut [f32]],
+    pub columns: Range<usize>,
+    pub onto: Onto,
     /// What will be packed next: it is brought closer meanwhile, some lines with every panel of x.
-    next: &'a mut Lines<'n>,
-    lines: usize,
+    pub next: &'a mut Lines<'n>,
+    pub lines: usize,
 }
 
 impl WithSimd for Panel<'_, '_, '_> {

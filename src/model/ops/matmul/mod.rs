@@ -10,6 +10,7 @@ mod amx;
 mod bf16;
 mod dot;
 mod f32;
+mod gradient;
 mod pack;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod pairs;
@@ -23,6 +24,7 @@ use half::slice::HalfFloatSliceExt;
 use pack::{Lines, Matrix};
 use weight::{Orientation, Part};
 
+pub use gradient::Origin;
 pub use weight::{Numbers, Slice, Weight};
 
 /// How the factors of a product are rounded; sums are always f32.

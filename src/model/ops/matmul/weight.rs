@@ -9,12 +9,15 @@ use std::sync::Arc;
 
 use super::pack::Number;
 use super::scratch::Lined;
+use crate::model::ops::gradients::TensorId;
 
 /// A part of a shared, immutable sequence of numbers; cheap to clone.
 #[derive(Clone)]
 pub struct Slice<T: 'static> {
     owner: Arc<dyn AsRef<[T]> + Send + Sync>,
     range: Range<usize>,
+    /// The parameter whose numbers these all are, if it is trained.
+    tensor: Option<TensorId>,
 }
 
 impl<T> Slice<T> {
@@ -22,7 +25,16 @@ impl<T> Slice<T> {
     pub fn new(owner: Arc<dyn AsRef<[T]> + Send + Sync>, range: Range<usize>) -> Self {
         let len = owner.as_ref().as_ref().len();
         assert!(range.start <= range.end && range.end <= len, "numbers {range:?} of only {len}");
-        Self { owner, range }
+        Self { owner, range, tensor: None }
+    }
+
+    /// All numbers of a parameter that is trained.
+    pub fn trained(owner: Arc<Vec<T>>, tensor: TensorId) -> Self
+    where
+        T: Send + Sync,
+    {
+        let range = 0..owner.len();
+        Self { tensor: Some(tensor), ..Self::new(owner, range) }
     }
 
     /// The numbers themselves.
@@ -34,7 +46,7 @@ impl<T> Slice<T> {
 impl<T: Send + Sync> From<Vec<T>> for Slice<T> {
     fn from(numbers: Vec<T>) -> Self {
         let range = 0..numbers.len();
-        Self { owner: Arc::new(numbers), range }
+        Self { owner: Arc::new(numbers), range, tensor: None }
     }
 }
 
@@ -65,6 +77,15 @@ impl Numbers {
             Self::F32(numbers) => numbers.as_slice().to_vec(),
             Self::F16(numbers) => numbers.as_slice().iter().map(|n| n.to_f32()).collect(),
             Self::BF16(numbers) => numbers.as_slice().iter().map(|n| n.to_f32()).collect(),
+        }
+    }
+
+    /// The parameter whose numbers these are, if it is trained.
+    pub fn tensor(&self) -> Option<TensorId> {
+        match self {
+            Self::F32(numbers) => numbers.tensor,
+            Self::F16(numbers) => numbers.tensor,
+            Self::BF16(numbers) => numbers.tensor,
         }
     }
 
