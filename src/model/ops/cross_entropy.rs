@@ -237,7 +237,6 @@ fn whole(spans: &[Span], row: usize) -> Partial {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{D, DType::F64, Device, Tensor, Var};
     use half::{bf16, f16};
 
     use super::super::matmul::{Numbers, Precision, Weight};
@@ -269,30 +268,31 @@ mod tests {
         let (found, gradient) = judge_with_gradient(head, &packed, &targets, 0.5);
         assert_eq!(found, judge(head, &packed, &targets), "{what}");
 
-        let rounded = |x: &[f32]| match head.precision() {
-            Precision::F32 => x.to_vec(),
-            Precision::BF16 => x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
+        let rounded = |x: &f32| match head.precision() {
+            Precision::F32 => f64::from(*x),
+            Precision::BF16 => bf16::from_f32(*x).to_f64(),
         };
-        let matrix = |x: &[f32], rows, width| {
-            Tensor::from_vec(rounded(x), (rows, width), &Device::Cpu).unwrap().to_dtype(F64).unwrap()
-        };
-        let x = Var::from_tensor(&matrix(states, rows, hidden)).unwrap();
-        let logits = x.matmul(&matrix(weight, vocabulary, hidden).t().unwrap()).unwrap();
-        let max = logits.max_keepdim(1).unwrap().detach();
-        let sum = logits.broadcast_sub(&max).unwrap().exp().unwrap().sum_keepdim(1).unwrap();
-        let index = Tensor::from_vec(targets.clone(), (rows, 1), &Device::Cpu).unwrap();
-        let nll = ((sum.log().unwrap() + max).unwrap() - logits.gather(&index, 1).unwrap()).unwrap();
-        let expected = (nll.sum_all().unwrap() * 0.5).unwrap().backward().unwrap();
-        let expected: Vec<f64> = expected.get(&x).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let weight: Vec<f64> = weight.iter().map(rounded).collect();
+        let states: Vec<f64> = states.iter().map(rounded).collect();
+        let mut expected = Vec::new();
+        for ((state, &target), found) in states.chunks(hidden).zip(&targets).zip(found) {
+            let dot = |weight: &[f64]| state.iter().zip(weight).map(|(x, w)| x * w).sum::<f64>();
+            let logits: Vec<f64> = weight.chunks(hidden).map(dot).collect();
+            let likeliest = (0..vocabulary).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+            let share = |logit: &f64| (logit - logits[likeliest]).exp();
+            let sum: f64 = logits.iter().map(share).sum();
+            let nll = sum.ln() + logits[likeliest] - logits[target as usize];
+            assert!((found.nll - nll).abs() < 1e-5 * nll.max(1.0), "{what}: {} {nll}", found.nll);
+            assert_eq!(found.likeliest as usize, likeliest, "{what}");
+            for column in 0..hidden {
+                let of_column = weight[column..].iter().step_by(hidden);
+                let mean = logits.iter().zip(of_column).map(|(logit, w)| share(logit) / sum * w).sum::<f64>();
+                expected.push(0.5 * (mean - weight[target as usize * hidden + column]));
+            }
+        }
         // The probabilities are rounded as well.
         let tolerance = if head.precision() == Precision::F32 { 1e-5 } else { 4e-3 };
         close(&gradient, &expected, tolerance);
-        let likeliest = logits.argmax(D::Minus1).unwrap().to_vec1::<u32>().unwrap();
-        let nll = nll.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        for (found, (nll, likeliest)) in found.iter().zip(nll.iter().zip(likeliest)) {
-            assert!((found.nll - nll).abs() < 1e-5 * nll.max(1.0), "{what}: {} {nll}", found.nll);
-            assert_eq!(found.likeliest, likeliest, "{what}");
-        }
     }
 
     #[test]
