@@ -13,7 +13,7 @@ use super::blocks;
 use super::exp::exp;
 use super::linear::Linear;
 use super::matmul::{LONGEST, Lanes, Packed};
-use super::softmax::Partial;
+use super::softmax::{Partial, origin};
 use crate::model::rows::Rows;
 
 /// What the head says about one row's target.
@@ -187,16 +187,13 @@ fn see(rows: &mut [Seen], logits: &mut [Lanes], first: u32) -> Lanes {
                 }
             }
             (*max, *likeliest) = (largest, tokens);
-            let mut origin = largest;
-            for origin in &mut origin {
-                // No number has a distance from negative infinity.
-                *origin = if *origin == f32::NEG_INFINITY { 0.0 } else { *origin };
-            }
+            let mut origins = largest;
+            origins.iter_mut().for_each(|max| *max = origin(*max));
             for run in logits.chunks_mut(RUN) {
                 let mut sum = [0.0; LANES];
                 for logits in run {
                     for lane in 0..LANES {
-                        let distance = logits[lane] - origin[lane];
+                        let distance = logits[lane] - origins[lane];
                         let e = exp(if distance < FARTHEST { FARTHEST } else { distance });
                         logits[lane] = if distance < FARTHEST { 0.0 } else { e };
                         sum[lane] += logits[lane];
