@@ -20,8 +20,6 @@ const HIDDEN: usize = 1024;
 const INNER: usize = 4096;
 const HEADS: usize = 16;
 const DIM: usize = 64;
-/// A quarter of bloomz-560m's vocabulary.
-const VOCABULARY: usize = 62_720;
 /// Weights that take turns, so that they come from memory as a model's do.
 const WEIGHTS: usize = 12;
 
@@ -109,18 +107,25 @@ fn attention(c: &mut Criterion) {
 
 fn cross_entropy(c: &mut Criterion) {
     let pool = Pool::default();
-    let states = matrix(&pool, 28, HIDDEN);
-    let targets: Vec<u32> = (0..28).map(|i| i * 2000).collect();
-    for (name, precision) in [("f32", Precision::F32), ("bf16", Precision::BF16)] {
-        let weight = Numbers::F32(values(VOCABULARY * HIDDEN).into());
-        let head = Linear::head(Weight::from_outputs_by_inputs(weight, VOCABULARY, HIDDEN), precision);
-        c.bench_function(&format!("head and cross entropy, {name}/loss"), |b| {
-            b.iter(|| judge(&head, &states, &targets));
-        });
-        c.bench_function(&format!("head and cross entropy, {name}/loss and gradient"), |b| {
-            b.iter(|| judge_with_gradient(&head, &states, &targets, 1.0));
-        });
+    let mut group = c.benchmark_group("head and cross entropy");
+    group.sample_size(20);
+    // A quarter of bloomz-560m's head, SmolLM2's, and a quarter of GPT-2's where every token is asked for.
+    for (rows, vocabulary, hidden) in [(28, 62_720, HIDDEN), (28, 49_152, 576), (1024, 12_565, 768)] {
+        let states = matrix(&pool, rows, hidden);
+        let targets: Vec<u32> = (0..rows).map(|i| (i * 2000 % vocabulary) as u32).collect();
+        for (name, precision) in [("f32", Precision::F32), ("bf16", Precision::BF16)] {
+            // Logits as far apart as a model's.
+            let weight: Vec<f32> = values(vocabulary * hidden).iter().map(|x| 0.2 * x).collect();
+            let weight = Weight::from_outputs_by_inputs(Numbers::F32(weight.into()), vocabulary, hidden);
+            let head = Linear::head(weight, precision);
+            let id = |what| BenchmarkId::new(what, format!("{rows} by {vocabulary} by {hidden}, {name}"));
+            group.bench_function(id("loss"), |b| b.iter(|| judge(&head, &states, &targets)));
+            group.bench_function(id("loss and gradient"), |b| {
+                b.iter(|| judge_with_gradient(&head, &states, &targets, 1.0));
+            });
+        }
     }
+    group.finish();
 }
 
 criterion_group!(benches, linear, elementwise, attention, cross_entropy);

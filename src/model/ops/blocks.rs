@@ -8,7 +8,7 @@
 const GRAIN: usize = 16 * 1024;
 
 /// Slices with the same number of rows, of a width each.
-pub trait Rows: Sized + Send {
+pub trait RowSlices: Sized + Send {
     /// The first `first` of `rows` rows, and the others.
     fn split(self, first: usize, rows: usize) -> (Self, Self);
 
@@ -16,7 +16,7 @@ pub trait Rows: Sized + Send {
     fn each(self, rows: usize) -> impl Iterator<Item = Self>;
 }
 
-impl Rows for &[f32] {
+impl RowSlices for &[f32] {
     fn split(self, first: usize, rows: usize) -> (Self, Self) {
         self.split_at(self.len() / rows * first)
     }
@@ -26,7 +26,7 @@ impl Rows for &[f32] {
     }
 }
 
-impl Rows for &mut [f32] {
+impl RowSlices for &mut [f32] {
     fn split(self, first: usize, rows: usize) -> (Self, Self) {
         self.split_at_mut(self.len() / rows * first)
     }
@@ -36,7 +36,7 @@ impl Rows for &mut [f32] {
     }
 }
 
-impl<A: Rows, B: Rows> Rows for (A, B) {
+impl<A: RowSlices, B: RowSlices> RowSlices for (A, B) {
     fn split(self, first: usize, rows: usize) -> (Self, Self) {
         let (a, b) = (self.0.split(first, rows), self.1.split(first, rows));
         ((a.0, b.0), (a.1, b.1))
@@ -60,7 +60,7 @@ pub fn count(numbers: &[f32], width: usize) -> usize {
 /// Calls the kernel on each of the `rows` rows, in any of which it works on about `width` numbers.
 ///
 /// The kernel is [`dispatch`]ed.
-pub fn each<R: Rows>(rows: usize, width: usize, slices: R, kernel: impl Fn(R) + Copy + Send + Sync) {
+pub fn each<R: RowSlices>(rows: usize, width: usize, slices: R, kernel: impl Fn(R) + Copy + Send + Sync) {
     if rows == 0 {
         return;
     }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::amx::{SIDE, STEP, Session, Sums, TILE, Unit};
 use super::pack::{Lines, round_to_bf16};
 use super::{
-    Block, Kernel, Numbers, Onto, Operand, PANEL, Rows, STRIP, Threads, each, pairs, scratch, strips,
+    Block, Kernel, Numbers, Onto, Operand, PANEL, STRIP, StoredRows, Threads, each, pairs, scratch, strips,
 };
 
 thread_local! {
@@ -208,8 +208,8 @@ fn pack_weight(simd: V4, block: &Block, columns: Range<usize>, out: &mut [u32]) 
         let stored = block.stored_columns.start + columns.start..block.stored_columns.start + columns.end;
         let depth = block.stored_depth.clone();
         return match block.rows {
-            Rows::Depth => pairs::of_rows(simd, numbers, block.part.stride, depth, stored, out),
-            Rows::Columns => pairs::along_rows(simd, numbers, block.part.stride, stored, depth, out),
+            StoredRows::Depth => pairs::of_rows(simd, numbers, block.part.stride, depth, stored, out),
+            StoredRows::Columns => pairs::along_rows(simd, numbers, block.part.stride, stored, depth, out),
         };
     }
     let panels = columns.len().div_ceil(PANEL);
@@ -230,7 +230,7 @@ fn pack_weight(simd: V4, block: &Block, columns: Range<usize>, out: &mut [u32]) 
 
 /// Rounds a panel `[depth, 32]` into pairs.
 #[inline(always)]
-fn pair_up(panel: &[f32], out: &mut [u32]) {
+pub(super) fn pair_up(panel: &[f32], out: &mut [u32]) {
     let (rows, _) = panel.as_chunks::<PANEL>();
     let (tiles, _) = out.as_chunks_mut::<TILE>();
     for (tile, rows) in tiles.iter_mut().zip(rows.chunks(STEP)) {

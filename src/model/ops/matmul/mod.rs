@@ -14,6 +14,7 @@ mod gradient;
 mod pack;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod pairs;
+mod pieces;
 mod scratch;
 mod weight;
 
@@ -25,6 +26,7 @@ use pack::{Lines, Matrix};
 use weight::{Orientation, Part};
 
 pub use gradient::Origin;
+pub use pieces::{LONGEST, Lanes, Packed, Piece};
 pub use weight::{Numbers, Slice, Weight};
 
 /// How the factors of a product are rounded; sums are always f32.
@@ -159,13 +161,13 @@ struct Block<'a> {
     stored_depth: Range<usize>,
     stored_columns: Range<usize>,
     /// Whether the depth counts the rows of the stored matrix, or its columns.
-    rows: Rows,
+    rows: StoredRows,
     /// The whole operand laid out in tiles already; it has one part only then.
     tiled: Option<&'a [u32]>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Rows {
+enum StoredRows {
     Depth,
     Columns,
 }
@@ -337,18 +339,18 @@ impl<'a> Operand<'a> {
     }
 
     /// What the rows of a stored matrix are in the product.
-    fn rows(&self, part: &Part) -> Rows {
+    fn rows(&self, part: &Part) -> StoredRows {
         match (part.orientation, self.sum) {
             (Orientation::OutputsByInputs, Sum::Outputs) | (Orientation::InputsByOutputs, Sum::Inputs) => {
-                Rows::Depth
+                StoredRows::Depth
             }
-            _ => Rows::Columns,
+            _ => StoredRows::Columns,
         }
     }
 
     /// Whether what is summed lies together in all stored matrices.
     fn rows_run_along_sum(&self) -> bool {
-        self.weight.placed_parts().all(|(_, part)| self.rows(part) == Rows::Columns)
+        self.weight.placed_parts().all(|(_, part)| self.rows(part) == StoredRows::Columns)
     }
 
     /// The blocks, at most `deepest` deep, that make up the columns of a task, in the order of the sum.
@@ -396,8 +398,8 @@ impl Block<'_> {
     fn strip(&self) -> usize {
         match self.rows {
             _ if self.tiled.is_some() => PANEL,
-            Rows::Depth => STRIP / self.depth.len().next_multiple_of(PANEL) / PANEL * PANEL,
-            Rows::Columns => PANEL,
+            StoredRows::Depth => STRIP / self.depth.len().next_multiple_of(PANEL) / PANEL * PANEL,
+            StoredRows::Columns => PANEL,
         }
     }
 
@@ -436,8 +438,8 @@ impl Block<'_> {
     fn lines(&self, columns: Range<usize>) -> Lines<'_> {
         let columns = self.stored_columns.start + columns.start..self.stored_columns.start + columns.end;
         let (rows, columns) = match self.rows {
-            Rows::Depth => (self.stored_depth.clone(), columns),
-            Rows::Columns => (columns, self.stored_depth.clone()),
+            StoredRows::Depth => (self.stored_depth.clone(), columns),
+            StoredRows::Columns => (columns, self.stored_depth.clone()),
         };
         match &self.part.numbers {
             Numbers::F32(numbers) => Lines::new(numbers.as_slice(), self.part.stride, rows, columns),
@@ -454,8 +456,8 @@ impl Block<'_> {
         let matrix = Matrix { numbers, stride: self.part.stride };
         let columns = self.stored_columns.start + columns.start..self.stored_columns.start + columns.end;
         match self.rows {
-            Rows::Depth => matrix.copy_to_panels::<PANEL>(self.stored_depth.clone(), columns, panels),
-            Rows::Columns => matrix.transpose(columns, self.stored_depth.clone(), panels, PANEL),
+            StoredRows::Depth => matrix.copy_to_panels::<PANEL>(self.stored_depth.clone(), columns, panels),
+            StoredRows::Columns => matrix.transpose(columns, self.stored_depth.clone(), panels, PANEL),
         }
     }
 }

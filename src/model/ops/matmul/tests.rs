@@ -1,20 +1,9 @@
 //! Products against a naive f64 implementation.
 #![allow(clippy::unwrap_used)]
 
+use super::super::testing::numbers;
 use super::*;
 use half::{bf16, f16};
-
-/// Numbers in -1..1 that look random.
-fn noise(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 #[derive(Clone, Copy, Debug)]
 enum Format {
@@ -31,7 +20,7 @@ fn weight(
     inputs: usize,
     seed: u64,
 ) -> (Weight, Vec<f64>) {
-    let numbers = noise(outputs * inputs, seed);
+    let numbers = numbers(outputs * inputs, seed);
     let exact: Vec<f64> = match format {
         Format::F32 => numbers.iter().map(|&x| f64::from(x)).collect(),
         Format::F16 => numbers.iter().map(|&x| f16::from_f32(x).to_f64()).collect(),
@@ -85,13 +74,13 @@ fn check(w: &Weight, exact: &[f64], rows: usize, precision: Precision, tolerance
     let rounded_exact: Vec<f64> = exact.iter().map(|&w| f64::from(rounded(w as f32))).collect();
     for sum in [Sum::Inputs, Sum::Outputs] {
         let (depth, columns) = if sum == Sum::Inputs { (inputs, outputs) } else { (outputs, inputs) };
-        let x = noise(rows * depth, 7);
+        let x = numbers(rows * depth, 7);
         let x_rounded: Vec<f32> = x.iter().map(|&x| rounded(x)).collect();
         let expected = naive(&x_rounded, rows, depth, columns, |k, n| match sum {
             Sum::Inputs => rounded_exact[n * inputs + k],
             Sum::Outputs => rounded_exact[k * inputs + n],
         });
-        let (bias, start) = (noise(columns, 8), noise(rows * columns, 9));
+        let (bias, start) = (numbers(columns, 8), numbers(rows * columns, 9));
         let starts: [(Start, &dyn Fn(usize) -> f32); 5] = [
             (Start::Zero, &|_| 0.0),
             (Start::Bias(&bias), &|i| bias[i % columns]),
@@ -180,7 +169,7 @@ fn bits_do_not_depend_on_threads() {
         let (w, _) = weight(Format::F16, orientation, outputs, inputs, 3);
         for rows in [1, 20, 100] {
             for precision in [Precision::F32, Precision::BF16] {
-                let (x, g) = (noise(rows * inputs, 4), noise(rows * outputs, 5));
+                let (x, g) = (numbers(rows * inputs, 4), numbers(rows * outputs, 5));
                 let both = |threads| {
                     let (mut y, mut dx) = (vec![0.0; rows * outputs], vec![0.0; rows * inputs]);
                     forward(&mut y, &x, &w, Start::Zero, precision, threads);
@@ -201,13 +190,13 @@ fn bits_do_not_depend_on_threads() {
 fn empty_products_are_what_they_start_from() {
     for (rows, outputs, inputs) in [(0, 5, 4), (3, 0, 4), (3, 5, 0)] {
         let (w, _) = weight(Format::F32, Orientation::OutputsByInputs, outputs, inputs, 1);
-        let bias = noise(outputs, 2);
+        let bias = numbers(outputs, 2);
         let mut y = vec![f32::NAN; rows * outputs];
-        forward(&mut y, &noise(rows * inputs, 1), &w, Start::Bias(&bias), Precision::F32, Threads::All);
+        forward(&mut y, &numbers(rows * inputs, 1), &w, Start::Bias(&bias), Precision::F32, Threads::All);
         let expected: Vec<f32> = (0..rows).flat_map(|_| bias.clone()).collect();
         assert_eq!(y, if inputs == 0 { expected } else { vec![] });
         let mut dx = vec![f32::NAN; rows * inputs];
-        backward(&mut dx, &noise(rows * outputs, 1), &w, Start::Zero, Precision::F32, Threads::All);
+        backward(&mut dx, &numbers(rows * outputs, 1), &w, Start::Zero, Precision::F32, Threads::All);
         assert_eq!(dx, vec![0.0; rows * inputs]);
     }
 }
@@ -218,7 +207,7 @@ fn nan_and_infinity_are_not_hidden() {
         for rows in [1, 3, 40] {
             let (w, _) = weight(Format::F32, Orientation::OutputsByInputs, 50, 70, 3);
             for (bad, row) in [(f32::NAN, 0), (f32::INFINITY, rows - 1)] {
-                let mut x = noise(rows * 70, 4);
+                let mut x = numbers(rows * 70, 4);
                 x[row * 70 + 69] = bad;
                 let mut y = vec![0.0; rows * 50];
                 forward(&mut y, &x, &w, Start::Zero, precision, Threads::All);
