@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod batch;
+mod branches;
 pub mod error;
 pub mod gradient;
 pub mod init;
