@@ -11,7 +11,9 @@ use std::ops::ControlFlow;
 use candle_core::Tensor;
 use numbers::{Recorder, data, ids, json, load, logits, tensors};
 use pipe::model::decoder::Keep;
-use pipe::model::generate::{GenerateOptions, greedy};
+use pipe::model::generate::{Decoding, GenerateOptions, Sequence, generate, greedy};
+use pipe::model::layout::{Layout, PackedRow};
+use pipe::model::sampling::{Sampling, Stream};
 use pipe::model::{self, Decoder, Precision};
 use pipe::train::gradient::differentiate;
 use pipe::train::order::Shuffle;
@@ -130,6 +132,50 @@ fn scores_are_those_of_each_row_and_candidate_alone() {
                 assert!((nll - alone).abs() < 1e-5 * plain, "{family}, {width}, row {i}: {nll} {alone}");
             }
         }
+    }
+}
+
+#[test]
+fn no_row_beside_it_changes_a_bit_of_a_sequence() {
+    let rows: [&[u32]; 4] = [&[9, 10], &[11], &[12, 13, 14, 15, 16, 17], &[9, 10]];
+    let sampling = Sampling { temperature: 3.0, top_k: 0, top_p: 0.99, seed: 1 };
+    for family in FAMILIES {
+        let model = load(&data(family));
+        let prompt = init::text(&model, &[5, 6, 7], 3).unwrap();
+        let sequences: Vec<_> = rows
+            .iter()
+            .zip(0..)
+            .map(|(ids, prompt)| Sequence { ids, max_new_tokens: 20, stream: Stream { prompt, sample: 0 } })
+            .collect();
+        let generated = |batch_size, sequences: &[Sequence]| {
+            let decoding = Decoding {
+                sampling: Some(sampling.clone()),
+                repetition_penalty: 1.1,
+                min_new_tokens: 0,
+                end: &[3],
+                over: &|_| false,
+                batch_size,
+            };
+            generate(&model, Some(&prompt), sequences, &decoding, &mut |_| ControlFlow::Continue(())).unwrap()
+        };
+        let together = generated(4, &sequences);
+        assert_eq!(together, generated(1, &sequences), "{family}");
+        assert_eq!(together, generated(3, &sequences), "{family}");
+        assert_eq!(together[2], generated(8, &sequences[2..3])[0], "{family}");
+        assert_ne!(together[0], together[3], "{family}: the same text twice is two streams");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        assert_eq!(together, pool.install(|| generated(4, &sequences)), "{family}");
+
+        // Not only what was drawn: what it was drawn from.
+        let last = |rows: &[&[u32]]| -> Vec<u32> {
+            let packed: Vec<_> = rows.iter().map(|r| PackedRow { tokens: r.len(), pads_before: 0 }).collect();
+            let layout = Layout::packed(0, &packed);
+            let states = model.embed(&rows.concat()).unwrap();
+            let asked = [layout.tokens() as u32 - 1];
+            let states = model.forward(states, &layout, &asked, None).unwrap();
+            model.logits(&states).iter().map(|logit| logit.to_bits()).collect()
+        };
+        assert!(last(&rows[2..3]) == last(&rows[..3]), "{family}");
     }
 }
 

@@ -15,6 +15,7 @@ pub mod layout;
 pub mod llama;
 pub mod ops;
 pub mod rows;
+pub mod sampling;
 pub mod weights;
 
 use std::path::Path;
