@@ -19,6 +19,7 @@ use pipe::model::generate::{GenerateOptions, greedy};
 use pipe::train::adamw::AdamWOptions;
 use pipe::train::order::{Order, Shuffle};
 use pipe::train::recipe::Length;
+use pipe::train::score::{Score, score};
 use pipe::train::soft_prompt::SoftPrompt;
 use pipe::train::training::{Epoch, Observer, Step};
 use pipe::train::{Pads, Recipe, Row, TrainError, init};
@@ -207,6 +208,30 @@ fn adapter(family: &str) {
             assert_eq!([row.as_slice(), &new].concat(), ids(&expected["ids"]), "{family}");
         }
     }
+}
+
+/// Trainer's last loss on the blocks held out, by the model it saved then: over all labels for GPT-2, also those of
+/// the blocks' first tokens, which nothing predicts.
+#[test]
+fn gpt2_perplexity() {
+    let Some(folder) = shared("reference/gpt2") else { return };
+    let expected = json(&folder.join("full.json"));
+    let log = expected["log"].as_array().unwrap();
+    let loss = log.iter().filter_map(|line| line["eval_loss"].as_f64()).next_back().unwrap();
+    let held_out = expected["train_blocks"].as_u64().unwrap() as usize;
+    let blocks = expected["blocks"].as_array().unwrap()[held_out..].iter().map(ids);
+    let rows: Vec<Row> = blocks
+        .map(|ids| Row { labels: ids.iter().copied().map(Some).collect(), ids, pads: Pads::Before(0) })
+        .collect();
+    let model = load(&folder.join("full_final"));
+    let scores = score(&model, None, &rows, 8, &mut |_| ControlFlow::Continue(())).unwrap();
+    let total: Score = scores.into_iter().sum();
+    let labels: usize = rows.iter().map(|row| row.labels.len()).sum();
+    assert_eq!(total.kept, labels - rows.len());
+    let over_all = total.nll / labels as f64;
+    assert!((over_all - loss).abs() < 1e-4 * loss, "{over_all} {loss}");
+    let ratio = (rows[0].ids.len() - 1) as f64 / rows[0].ids.len() as f64;
+    assert!((total.loss() * ratio - loss).abs() < 1e-4 * loss, "{} {loss}", total.loss());
 }
 
 #[test]

@@ -8,13 +8,17 @@ mod undone;
 
 use std::ops::ControlFlow;
 
-use numbers::{Recorder, data, ids, json, load, tensors, train};
+use candle_core::Tensor;
+use numbers::{Recorder, data, ids, json, load, logits, tensors, train};
 use pipe::model::decoder::Keep;
-use pipe::model::generate::{GenerateOptions, greedy};
-use pipe::model::{self, Precision};
+use pipe::model::generate::{Decoding, GenerateOptions, Sequence, generate, greedy};
+use pipe::model::layout::{Layout, PackedRow};
+use pipe::model::sampling::{Sampling, Stream};
+use pipe::model::{self, Decoder, Precision};
 use pipe::train::gradient::differentiate;
 use pipe::train::order::Shuffle;
 use pipe::train::recipe::Length;
+use pipe::train::score::score;
 use pipe::train::{Pads, Recipe, Row, init};
 use undone::{Saving, pass};
 
@@ -82,6 +86,96 @@ fn a_prompt_computed_once_generates_what_its_tokens_in_every_row_generate() {
         let reused = greedy(&model, Some(&prompt), &rows, &options, &mut go_on).unwrap();
         let rows = rows.map(|row| [vec![5, 6, 7], row].concat());
         assert_eq!(reused, greedy(&model, None, &rows, &options, &mut go_on).unwrap(), "{family}");
+    }
+}
+
+/// `-log p` of a row's labels, all alone, from the logits of every position.
+fn plain_nll(model: &Decoder, prompt: Option<&Tensor>, row: &Row) -> f64 {
+    let virtual_tokens = prompt.map_or(0, |p| p.dim(0).unwrap());
+    let logits: Vec<Vec<f32>> = logits(model, prompt, &[row]).to_vec2().unwrap();
+    let labels = row.labels.iter().enumerate().filter_map(|(i, label)| Some((virtual_tokens + i, (*label)?)));
+    labels
+        .filter_map(|(at, label)| Some((&logits[at.checked_sub(1)?], label)))
+        .map(|(logits, label)| {
+            let exp: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+            exp.ln() - f64::from(logits[label as usize])
+        })
+        .sum()
+}
+
+#[test]
+fn scores_are_those_of_each_row_and_candidate_alone() {
+    let texts = [vec![11, 12, 13, 20, 21], vec![11, 12, 30], vec![11, 12, 13, 20, 22, 23, 24]];
+    let candidates = [vec![5, 3], vec![6, 3], vec![6, 7, 3]];
+    for (family, width) in FAMILIES.into_iter().flat_map(|f| [(f, 0), (f, 12)]) {
+        // Each text with each candidate behind it, and some wholly labelled rows; padded on the left to a width.
+        let behind = |text: &Vec<u32>| candidates.clone().map(|c| ([text.clone(), c].concat(), text.len()));
+        let pairs = texts.iter().flat_map(behind).chain(texts.iter().map(|text| (text.clone(), 0)));
+        let rows: Vec<Row> = pairs
+            .map(|(ids, first)| Row {
+                labels: ids.iter().enumerate().map(|(i, id)| (i >= first).then_some(*id)).collect(),
+                pads: Pads::Before(usize::saturating_sub(width, ids.len())),
+                ids,
+            })
+            .collect();
+        let model = load(&data(family));
+        let prompt = init::text(&model, &[5, 6, 7, 8], 4).unwrap();
+        for prompt in [Some(&prompt), None] {
+            let mut go_on = |_| ControlFlow::Continue(());
+            let together = score(&model, prompt, &rows, 4, &mut go_on).unwrap();
+            let one_by_one = score(&model, prompt, &rows, 1, &mut go_on).unwrap();
+            for (i, row) in rows.iter().enumerate() {
+                let (nll, plain) = (together[i].nll, plain_nll(&model, prompt, row));
+                assert!((nll - plain).abs() < 2e-5 * plain, "{family}, {width}, row {i}: {nll} {plain}");
+                assert_eq!(together[i].kept, row.kept(prompt.map_or(0, |_| 4)), "{family}, row {i}");
+                let alone = one_by_one[i].nll;
+                assert!((nll - alone).abs() < 1e-5 * plain, "{family}, {width}, row {i}: {nll} {alone}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_row_beside_it_changes_a_bit_of_a_sequence() {
+    let rows: [&[u32]; 4] = [&[9, 10], &[11], &[12, 13, 14, 15, 16, 17], &[9, 10]];
+    let sampling = Sampling { temperature: 3.0, top_k: 0, top_p: 0.99, seed: 1 };
+    for family in FAMILIES {
+        let model = load(&data(family));
+        let prompt = init::text(&model, &[5, 6, 7], 3).unwrap();
+        let sequences: Vec<_> = rows
+            .iter()
+            .zip(0..)
+            .map(|(ids, prompt)| Sequence { ids, max_new_tokens: 20, stream: Stream { prompt, sample: 0 } })
+            .collect();
+        let generated = |batch_size, sequences: &[Sequence]| {
+            let decoding = Decoding {
+                sampling: Some(sampling.clone()),
+                repetition_penalty: 1.1,
+                min_new_tokens: 0,
+                end: &[3],
+                over: &|_| false,
+                batch_size,
+            };
+            generate(&model, Some(&prompt), sequences, &decoding, &mut |_| ControlFlow::Continue(())).unwrap()
+        };
+        let together = generated(4, &sequences);
+        assert_eq!(together, generated(1, &sequences), "{family}");
+        assert_eq!(together, generated(3, &sequences), "{family}");
+        assert_eq!(together[2], generated(8, &sequences[2..3])[0], "{family}");
+        assert_ne!(together[0], together[3], "{family}: the same text twice is two streams");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        assert_eq!(together, pool.install(|| generated(4, &sequences)), "{family}");
+
+        // Not only what was drawn: what it was drawn from.
+        let last = |rows: &[&[u32]]| -> Vec<u32> {
+            let packed: Vec<_> = rows.iter().map(|r| PackedRow { tokens: r.len(), pads_before: 0 }).collect();
+            let layout = Layout::packed(0, &packed);
+            let states = model.embed(&rows.concat()).unwrap();
+            let asked = [layout.tokens() as u32 - 1];
+            let states = model.forward(states, &layout, &asked, None).unwrap();
+            model.logits(&states).iter().map(|logit| logit.to_bits()).collect()
+        };
+        assert!(last(&rows[2..3]) == last(&rows[..3]), "{family}");
     }
 }
 

@@ -120,6 +120,21 @@ fn rows_longer_than_the_models_positions() {
 }
 
 #[test]
+fn sampling_that_can_not_be() {
+    let project = Project::tweets();
+    let keys = "max_new_tokens: 4, do_sample: true, temperature: 0, top_p: 1.2, stop: [\"\"]";
+    project.edit("tweets.yaml", "max_new_tokens: 4", keys);
+    says("sampling", &project, 2, &[]);
+}
+
+#[test]
+fn a_prompt_as_long_as_the_text_may_be() {
+    let project = Project::tweets();
+    project.edit("tweets.yaml", "max_new_tokens: 4", "max_length: 5");
+    says("max_length", &project, 1, &[]);
+}
+
+#[test]
 fn a_loss_that_is_not_a_number() {
     let project = Project::tweets();
     says("nan_loss", &project, 1, &["--set", "learning_rate=1e38"]);

@@ -37,15 +37,16 @@ impl KvCache {
 }
 
 impl LayerCache {
-    /// Keys and values of a slot, `[tokens, width]`; empty for a row the cache has not met.
+    /// Keys and values of a slot, `[tokens, width]`; empty for a row the cache has not met, and for branches.
     pub fn of(&self, slot: Slot) -> &[f32] {
         match slot {
             Slot::Prefix => &self.prefix,
             Slot::Row(i) => self.rows.get(i).map_or(&[], Vec::as_slice),
+            Slot::Branch { .. } => &[],
         }
     }
 
-    /// Adds the keys and values of a packed batch, `[tokens, width]`.
+    /// Adds the keys and values of a packed batch, `[tokens, width]`, but for its branches.
     pub fn extend(&mut self, layout: &Layout, kv: &[f32], width: usize) {
         for segment in layout.segments() {
             let into = match segment.slot {
@@ -56,6 +57,7 @@ impl LayerCache {
                     }
                     &mut self.rows[i]
                 }
+                Slot::Branch { .. } => continue,
             };
             into.extend_from_slice(&kv[segment.tokens.start * width..segment.tokens.end * width]);
         }

@@ -119,9 +119,15 @@ impl Decoder {
         self.padding
     }
 
-    /// Whether a token's position changes what the model computes for it, padding before it included.
-    pub fn counts_padding(&self) -> bool {
-        !matches!(self.positions, Positions::Distance)
+    /// Whether padding between so many virtual tokens and a row changes what the model computes for the row.
+    ///
+    /// Where only distances count, it takes something to be distant from.
+    pub fn counts_padding(&self, virtual_tokens: usize) -> bool {
+        match self.positions {
+            Positions::Distance => false,
+            Positions::Learned(_) => true,
+            Positions::Rotary(_) => virtual_tokens > 0,
+        }
     }
 
     /// The head, from states to logits.

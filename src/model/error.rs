@@ -112,6 +112,12 @@ pub enum ModelError {
         /// The row's index.
         row: usize,
     },
+    /// Logits from which nothing can be drawn.
+    #[error("row {row}: no next token can be drawn, the model's logits are not all numbers")]
+    NothingToDraw {
+        /// The row's index.
+        row: usize,
+    },
     /// A GGUF file that can't be used.
     #[error(transparent)]
     Gguf(#[from] super::gguf::GgufError),

@@ -1,6 +1,7 @@
-//! Greedy generation: batched, with a cache, the virtual tokens computed once for all rows.
+//! Generation: batched, with a cache, the virtual tokens computed once for all rows.
 //!
-//! Knows ids only; does not know text or tokenizers.
+//! Knows when a sequence goes on and feeds it; how a token is chosen, [`super::sampling`] knows. Knows ids only, no text
+//! and no tokenizer.
 
 use std::ops::ControlFlow;
 
@@ -9,7 +10,8 @@ use candle_core::Tensor;
 use super::cache::KvCache;
 use super::layout::{CachedRow, Layout};
 use super::ops::softmax::argmax;
-use super::{Decoder, ModelError, Rows};
+use super::sampling::{Sampling, Stream, forbid, penalise};
+use super::{Decoder, ModelError};
 
 /// When generation ends, and how many rows go together.
 #[derive(Clone, Debug)]
@@ -19,6 +21,33 @@ pub struct GenerateOptions {
     /// A row ends with any of these ids.
     pub end: Vec<u32>,
     /// Rows that are continued together.
+    pub batch_size: usize,
+}
+
+/// A sequence to be continued.
+#[derive(Clone, Debug)]
+pub struct Sequence<'a> {
+    /// The tokens it begins with.
+    pub ids: &'a [u32],
+    /// At most so many new tokens.
+    pub max_new_tokens: usize,
+    /// What its random numbers depend on beside the seed.
+    pub stream: Stream,
+}
+
+/// How each next token is chosen, when a sequence ends, and how many go together.
+pub struct Decoding<'a> {
+    /// How tokens are drawn; `None`: the likeliest one at a time.
+    pub sampling: Option<Sampling>,
+    /// What makes the tokens of a sequence less likely to come again; 1 changes nothing.
+    pub repetition_penalty: f64,
+    /// No end before so many new tokens.
+    pub min_new_tokens: usize,
+    /// A sequence ends with any of these ids.
+    pub end: &'a [u32],
+    /// Whether a sequence with these new ids is over.
+    pub over: &'a dyn Fn(&[u32]) -> bool,
+    /// Sequences that are continued together.
     pub batch_size: usize,
 }
 
@@ -33,11 +62,8 @@ pub struct GenerateProgress {
 
 /// Continues each row by the likeliest token at a time; gives the new ids, the one that ended a row included.
 ///
-/// `prompt` `[n, hidden]` stands before every row. A row's result does not depend on the others. `watch` is
-/// called after every token of a batch; `Break` stops.
-///
 /// # Errors
-/// A row with nothing to continue, an id outside the vocabulary, too many positions, or an interruption.
+/// As [`generate`].
 pub fn greedy(
     model: &Decoder,
     prompt: Option<&Tensor>,
@@ -45,27 +71,72 @@ pub fn greedy(
     options: &GenerateOptions,
     watch: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Vec<u32>>, ModelError> {
+    let sequences: Vec<Sequence> = rows
+        .iter()
+        .enumerate()
+        .map(|(prompt, ids)| Sequence {
+            ids,
+            max_new_tokens: options.max_new_tokens,
+            stream: Stream { prompt, sample: 0 },
+        })
+        .collect();
+    let decoding = Decoding {
+        sampling: None,
+        repetition_penalty: 1.0,
+        min_new_tokens: 0,
+        end: &options.end,
+        over: &|_| false,
+        batch_size: options.batch_size,
+    };
+    generate(model, prompt, &sequences, &decoding, watch)
+}
+
+/// Continues each sequence; gives the new ids, those that ended it included.
+///
+/// `prompt` `[n, hidden]` stands before every sequence. A sequence's result does not depend on the others. `watch` is
+/// called after every token of a batch; `Break` stops.
+///
+/// # Errors
+/// A sequence with nothing to continue, an id outside the vocabulary, too many positions, logits that are no numbers,
+/// or an interruption.
+pub fn generate(
+    model: &Decoder,
+    prompt: Option<&Tensor>,
+    sequences: &[Sequence],
+    decoding: &Decoding,
+    watch: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
+) -> Result<Vec<Vec<u32>>, ModelError> {
     let mut cache = KvCache::new(model.shape().layers, 0);
     let (prefix, first) = match prompt {
         Some(prompt) => run_prompt(model, prompt, &mut cache)?,
         None => (0, None),
     };
-    let mut results = vec![Vec::new(); rows.len()];
+    let mut results = vec![Vec::new(); sequences.len()];
     let mut progress = GenerateProgress { rows: 0, tokens: 0 };
-    if options.max_new_tokens == 0 {
-        return Ok(results);
-    }
-    let batch_size = options.batch_size.max(1);
-    for (batch, results) in rows.chunks(batch_size).zip(results.chunks_mut(batch_size)) {
+    let batch_size = decoding.batch_size.max(1);
+    for (batch, results) in sequences.chunks(batch_size).zip(results.chunks_mut(batch_size)) {
         cache.restart(batch.len());
-        // What each row feeds next; a finished row feeds nothing.
-        let mut pending = batch.to_vec();
+        // What each sequence feeds next; a finished one feeds nothing.
+        let mut pending: Vec<Vec<u32>> = batch.iter().map(|sequence| sequence.ids.to_vec()).collect();
         let mut past = vec![0; batch.len()];
-        for (i, ids) in pending.iter_mut().enumerate().filter(|(_, ids)| ids.is_empty()) {
-            let id = first.ok_or(ModelError::NothingToContinue { row: progress.rows + i })?;
-            results[i].push(id);
-            if !ended(&results[i], options) {
-                ids.push(id);
+        // Adds the next token.
+        let go_on = |i: usize, logits: &mut [f32], new: &mut Vec<u32>, pending: &mut Vec<u32>| {
+            let row = batch[i].stream.prompt;
+            let id = decoding.next(&batch[i], new, logits).ok_or(ModelError::NothingToDraw { row })?;
+            pending.clear();
+            new.push(id);
+            if !decoding.is_over(&batch[i], new) {
+                pending.push(id);
+            }
+            Ok::<_, ModelError>(())
+        };
+        for (i, sequence) in batch.iter().enumerate() {
+            if sequence.max_new_tokens == 0 {
+                pending[i].clear();
+            } else if sequence.ids.is_empty() {
+                let row = sequence.stream.prompt;
+                let mut logits = first.clone().ok_or(ModelError::NothingToContinue { row })?;
+                go_on(i, &mut logits, &mut results[i], &mut pending[i])?;
             }
         }
         loop {
@@ -78,13 +149,11 @@ pub fn greedy(
             let ids: Vec<u32> = active.iter().flat_map(|&i| pending[i].iter().copied()).collect();
             let last: Vec<u32> = layout.segments().iter().map(|s| (s.tokens.end - 1) as u32).collect();
             let states = model.forward(model.embed(&ids)?, &layout, &last, Some(&mut cache))?;
-            for (&i, id) in active.iter().zip(likeliest(&model.logits(&states))) {
+            let mut logits = model.logits(&states);
+            let width = logits.width();
+            for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(width)) {
                 past[i] += pending[i].len();
-                pending[i].clear();
-                results[i].push(id);
-                if !ended(&results[i], options) {
-                    pending[i].push(id);
-                }
+                go_on(i, logits, &mut results[i], &mut pending[i])?;
             }
             progress.tokens += active.len();
             if watch(progress).is_break() {
@@ -99,26 +168,39 @@ pub fn greedy(
     Ok(results)
 }
 
-/// Puts the prompt's keys and values into the cache; gives its length and the token it would go on with.
+impl Decoding<'_> {
+    /// The token that comes next; changes the logits. `None` if there is no such token.
+    fn next(&self, sequence: &Sequence, new: &[u32], logits: &mut [f32]) -> Option<u32> {
+        if self.repetition_penalty != 1.0 {
+            penalise(logits, sequence.ids.iter().chain(new).copied(), self.repetition_penalty);
+        }
+        if new.len() < self.min_new_tokens {
+            forbid(logits, self.end);
+        }
+        match &self.sampling {
+            Some(sampling) => sampling.draw(logits, sequence.stream, new.len()),
+            None => Some(argmax(logits).0 as u32),
+        }
+    }
+
+    fn is_over(&self, sequence: &Sequence, new: &[u32]) -> bool {
+        new.len() >= sequence.max_new_tokens
+            || new.last().is_some_and(|id| self.end.contains(id))
+            || (self.over)(new)
+    }
+}
+
+/// Puts the prompt's keys and values into the cache; gives its length and the logits of what comes next.
 fn run_prompt(
     model: &Decoder,
     prompt: &Tensor,
     cache: &mut KvCache,
-) -> Result<(usize, Option<u32>), ModelError> {
+) -> Result<(usize, Option<Vec<f32>>), ModelError> {
     let rows = model.embed_behind(&model.prompt(prompt)?, &[])?;
     let n = rows.rows();
     if n == 0 {
         return Ok((0, None));
     }
     let states = model.forward(rows, &Layout::packed(n, &[]), &[n as u32 - 1], Some(cache))?;
-    Ok((n, likeliest(&model.logits(&states)).first().copied()))
-}
-
-fn ended(ids: &[u32], options: &GenerateOptions) -> bool {
-    ids.len() >= options.max_new_tokens || ids.last().is_some_and(|id| options.end.contains(id))
-}
-
-/// The id of the largest logit of each row; the first of equals.
-fn likeliest(logits: &Rows) -> Vec<u32> {
-    (0..logits.rows()).map(|row| argmax(logits.row(row)).0 as u32).collect()
+    Ok((n, Some(model.logits(&states).to_vec())))
 }

@@ -12,14 +12,21 @@ pub enum Slot {
     Prefix,
     /// The row of this index; sees the prefix and itself.
     Row(usize),
+    /// What goes on behind the tokens of the batch from `trunk` on, as many as are its past; sees the prefix, those
+    /// and itself. Several may go on behind the same tokens; none is kept in a cache.
+    Branch {
+        /// The first of those tokens.
+        trunk: usize,
+    },
 }
 
 /// A stretch of consecutive tokens that attend to one another causally.
 ///
-/// Its keys are `past` earlier ones (in the cache) and its own; a token sees the keys up to its own.
+/// Its keys are `past` earlier ones (in the cache, or a branch's trunk) and its own; a token sees the keys up to its
+/// own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Prefix or row.
+    /// What it is.
     pub slot: Slot,
     /// Its rows of the packed tensor.
     pub tokens: Range<usize>,
@@ -34,6 +41,15 @@ pub struct PackedRow {
     pub tokens: usize,
     /// Padding that would stand between the prefix and the row: it moves positions and costs nothing.
     pub pads_before: usize,
+}
+
+/// What some rows begin with, once, and how many tokens each of them goes on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trunk {
+    /// Its own tokens, and the padding before it.
+    pub row: PackedRow,
+    /// The tokens of each branch.
+    pub branches: Vec<usize>,
 }
 
 /// A row that goes on where the cache ends.
@@ -115,6 +131,21 @@ impl Layout {
         let mut layout = Self { prefix, segments: Vec::with_capacity(rows.len()), positions: Vec::new() };
         for row in rows {
             layout.push(Slot::Row(row.row), row.past, row.tokens, prefix + row.past);
+        }
+        layout
+    }
+
+    /// Rows behind a prefix that is in the cache, which none of them is to enter: each trunk, then its branches.
+    ///
+    /// Tokens have the positions that [`Layout::behind`] gives them.
+    pub fn branching(prefix: usize, trunks: &[Trunk]) -> Self {
+        let mut layout = Self { prefix, segments: Vec::new(), positions: Vec::new() };
+        for Trunk { row, branches } in trunks {
+            let (trunk, first) = (layout.tokens(), prefix + row.pads_before);
+            layout.push(Slot::Branch { trunk }, 0, row.tokens, first);
+            for &tokens in branches {
+                layout.push(Slot::Branch { trunk }, row.tokens, tokens, first + row.tokens);
+            }
         }
         layout
     }
@@ -214,6 +245,21 @@ mod tests {
         let layout = Layout::cached(2, &[CachedRow { row: 4, past: 3, tokens: 1 }]);
         assert_eq!(layout.positions(), [5]);
         assert_eq!(layout.segments(), [Segment { slot: Slot::Row(4), tokens: 0..1, past: 3 }]);
+    }
+
+    #[test]
+    fn branches_go_on_behind_their_trunk() {
+        let trunk = |tokens, pads_before, branches: &[usize]| Trunk {
+            row: PackedRow { tokens, pads_before },
+            branches: branches.to_vec(),
+        };
+        let layout = Layout::branching(3, &[trunk(1, 0, &[]), trunk(2, 4, &[1, 0, 2])]);
+        assert_eq!(layout.positions(), [3, 7, 8, 9, 9, 10]);
+        let branch = |trunk, tokens, past| Segment { slot: Slot::Branch { trunk }, tokens, past };
+        let behind = [branch(1, 3..4, 2), branch(1, 4..4, 2), branch(1, 4..6, 2)];
+        assert_eq!(layout.segments()[..2], [branch(0, 0..1, 0), branch(1, 1..3, 0)]);
+        assert_eq!(layout.segments()[2..], behind);
+        assert!(!layout.is_whole());
     }
 
     #[test]

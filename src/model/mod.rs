@@ -17,6 +17,7 @@ pub mod ops;
 pub mod parameters;
 pub mod random;
 pub mod rows;
+pub mod sampling;
 pub mod save;
 pub mod weights;
 

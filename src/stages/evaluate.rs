@@ -13,7 +13,7 @@ use serde_json::json;
 use super::base::{self, Base, DType};
 use super::prompt::{self, Prompt};
 use super::rows;
-use crate::artifact::tokens::{About, Form, Row as TokenRow, Tokens};
+use crate::artifact::tokens::{About, Form, IGNORED, Row as TokenRow, Tokens};
 use crate::location::Location;
 use crate::model::generate::{GenerateOptions, greedy};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
@@ -36,15 +36,30 @@ pub struct Evaluate {
     /// Score the model without the prompt beside it.
     #[serde(default = "yes")]
     pub untuned: bool,
-    /// Rows that go through the model at once; changes no result.
+    /// At most as many tokens go through the model at once as so many of the longest rows have; changes no result.
     #[serde(default = "sixteen")]
     pub batch_size: usize,
+    /// What `loss` and `perplexity` are the mean over.
+    #[serde(default)]
+    pub loss: Mean,
     /// What the model computes in.
     #[serde(default)]
     pub dtype: DType,
     /// Most different targets that are taken for labels; with more, only loss and tokens are scored.
     #[serde(default = "twenty")]
     pub max_labels: usize,
+}
+
+/// What the negative log-likelihoods of a split's labels are added up and divided by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mean {
+    /// The labels that are predicted: the usual loss.
+    #[default]
+    Predicted,
+    /// All labels, also that of a row's first token, which nothing predicts unless a prompt stands before it: what
+    /// transformers 5.23's Trainer gives for GPT-2, (L−1)/L of the usual loss of rows of L tokens.
+    AllLabels,
 }
 
 fn yes() -> bool {
@@ -59,7 +74,7 @@ fn twenty() -> usize {
 
 impl Stage for Evaluate {
     const KIND: &'static str = "evaluate";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const LANE: Lane = Lane::Device;
     const ABOUT: &'static str = "Scores a model or adapter: loss, perplexity, label accuracy and macro F1, the untuned model beside it.";
     const EXAMPLE: &'static str = "\
@@ -236,18 +251,28 @@ fn prediction(
 
 impl Judge<'_> {
     fn judge(&self, prompt: Option<&Tensor>) -> Result<Judged, StageError> {
-        let as_they_are = rows::to_score(self.about, self.rows);
-        let scores = self.score(prompt, &as_they_are, "rows")?;
+        // Rows and candidates in one go: those of a row begin alike.
+        let mut to_score = rows::to_score(self.about, self.rows);
+        to_score.extend(self.candidates());
+        let scores = self.score(prompt, &to_score)?;
+        let (scores, candidates) = scores.split_at(self.rows.len());
         let total: Score = scores.iter().copied().sum();
+        let loss = match self.stage.loss {
+            Mean::Predicted => total.loss(),
+            Mean::AllLabels => {
+                let labels = self.rows.iter().flat_map(|row| &row.labels).filter(|l| **l != IGNORED);
+                total.nll / labels.count() as f64
+            }
+        };
         let mut metrics = BTreeMap::from([
-            ("loss".to_string(), total.loss()),
-            ("perplexity".to_string(), total.perplexity()),
+            ("loss".to_string(), loss),
+            ("perplexity".to_string(), loss.exp()),
             ("token_accuracy".to_string(), total.accuracy()),
         ]);
         let losses = scores.iter().map(Score::loss).collect();
         let (mut likeliest, mut generated) = (Vec::new(), Vec::new());
         if !self.labels.is_empty() {
-            likeliest = self.by_likelihood(prompt)?;
+            likeliest = candidates.chunks(self.labels.len()).map(smallest_nll).collect();
             self.label_metrics("", &likeliest.iter().map(|l| Some(*l)).collect::<Vec<_>>(), &mut metrics);
             generated = self.by_generation(prompt)?;
             let named: Vec<Option<usize>> =
@@ -257,42 +282,27 @@ impl Judge<'_> {
         Ok(Judged { metrics, losses, likeliest, generated })
     }
 
-    fn score(
-        &self,
-        prompt: Option<&Tensor>,
-        rows: &[Row],
-        unit: &'static str,
-    ) -> Result<Vec<Score>, StageError> {
+    fn score(&self, prompt: Option<&Tensor>, rows: &[Row]) -> Result<Vec<Score>, StageError> {
         let of = if prompt.is_some() { "tuned" } else { "untuned" };
         let mut watch = |done: usize| {
-            self.context.progress(done as u64, rows.len() as u64, unit, of);
+            self.context.progress(done as u64, rows.len() as u64, "rows", of);
             go_on(self.context)
         };
         Ok(score(&self.base.model, prompt, rows, self.stage.batch_size, &mut watch)?)
     }
 
-    /// For each row the label whose tokens are the likeliest as a whole.
-    fn by_likelihood(&self, prompt: Option<&Tensor>) -> Result<Vec<usize>, StageError> {
-        let candidates: Vec<Row> = self
-            .rows
-            .iter()
-            .flat_map(|row| {
-                self.labels.iter().map(|label| {
-                    let prompt = &row.ids[..row.prompt_len];
-                    let ids = [prompt, &label.ids].concat();
-                    let labels =
-                        std::iter::repeat_n(None, prompt.len()).chain(label.ids.iter().copied().map(Some));
-                    let pads = Pads::Before(self.about.pads_before(ids.len(), ids.len()));
-                    Row { labels: labels.collect(), ids, pads }
-                })
+    /// Each row's prompt with each label behind it.
+    fn candidates(&self) -> impl Iterator<Item = Row> {
+        self.rows.iter().flat_map(|row| {
+            self.labels.iter().map(|label| {
+                let prompt = &row.ids[..row.prompt_len];
+                let ids = [prompt, &label.ids].concat();
+                let labels =
+                    std::iter::repeat_n(None, prompt.len()).chain(label.ids.iter().copied().map(Some));
+                let pads = Pads::Before(self.about.pads_before(ids.len(), ids.len()));
+                Row { labels: labels.collect(), ids, pads }
             })
-            .collect();
-        let scores = self.score(prompt, &candidates, "labels")?;
-        let best = |of_row: &[Score]| {
-            // The first of equals, whatever their order of magnitude.
-            (0..of_row.len()).reduce(|a, b| if of_row[b].nll < of_row[a].nll { b } else { a }).unwrap_or(0)
-        };
-        Ok(scores.chunks(self.labels.len()).map(best).collect())
+        })
     }
 
     /// What the model writes after each row's prompt, up to the end token or a little more than the longest label.
@@ -322,6 +332,12 @@ impl Judge<'_> {
         metrics.insert(format!("{prefix}accuracy"), right as f64 / truth.len().max(1) as f64);
         metrics.insert(format!("{prefix}macro_f1"), macro_f1(&truth, predicted, self.labels.len()));
     }
+}
+
+/// Which of a row's candidates is the likeliest as a whole: the first of equals.
+fn smallest_nll(candidates: &[Score]) -> usize {
+    let nll = |i: usize| candidates[i].nll;
+    (0..candidates.len()).reduce(|a, b| if nll(b) < nll(a) { b } else { a }).unwrap_or(0)
 }
 
 /// The mean over the classes that occur, in truth or prediction, of 2·TP / (2·TP + FP + FN).

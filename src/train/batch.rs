@@ -1,5 +1,5 @@
-//! Tokenised rows, and how they are packed for the model: no padding, nothing that no label depends on, and what
-//! all rows begin with only once.
+//! Tokenised rows, and how they are packed for training: no padding, nothing that no label depends on, and what all
+//! rows of a batch begin with only once.
 
 use super::TrainError;
 use crate::model::layout::{Layout, PackedRow};
@@ -21,13 +21,13 @@ pub struct Row {
 pub enum Pads {
     /// So many.
     Before(usize),
-    /// As many as the longest row of its batch is longer.
+    /// As many as the longest row of its batch (of all rows that are scored) is longer.
     ToLongest,
 }
 
 impl Row {
     /// How many padding tokens stand before it in a batch whose longest row has so many tokens.
-    fn pads_before(&self, longest: usize) -> usize {
+    pub(super) fn pads_before(&self, longest: usize) -> usize {
         match self.pads {
             Pads::Before(pads) => pads,
             Pads::ToLongest => longest.saturating_sub(self.ids.len()),
@@ -64,32 +64,29 @@ pub(super) struct Batch {
     pub asked: Vec<u32>,
     /// Those labels.
     pub targets: Vec<u32>,
-    /// Which of the batch's rows each of them belongs to.
-    pub owners: Vec<usize>,
 }
 
 impl Batch {
     /// Packs rows behind a prompt for a model; `longest` has the longest row of the batch they are part of.
     pub fn new(rows: &[&Row], model: &Decoder, prompt: &[f32], longest: usize) -> Self {
-        Self::pack(rows, prompt.len() / model.shape().hidden, longest, model.counts_padding())
+        let virtual_tokens = prompt.len() / model.shape().hidden;
+        Self::pack(rows, virtual_tokens, longest, model.counts_padding(virtual_tokens))
     }
 
     fn pack(rows: &[&Row], virtual_tokens: usize, longest: usize, counts_padding: bool) -> Self {
         let pads = |row: &Row| if counts_padding { row.pads_before(longest) } else { 0 };
         // No label depends on a row's last one, nor on what stands behind it.
         let used = |row: &Row| row.labels.iter().rposition(Option::is_some);
-        let labelled = rows.iter().enumerate().filter_map(|(owner, row)| Some((owner, *row, used(row)?)));
-        let labelled: Vec<(usize, &Row, &[u32])> =
-            labelled.map(|(owner, row, used)| (owner, row, &row.ids[..used])).collect();
+        let labelled: Vec<(&Row, &[u32])> =
+            rows.iter().filter_map(|row| Some((*row, &row.ids[..used(row)?]))).collect();
         // Tokens that all rows begin with have the same states in all of them, if they have the same positions.
-        let first_pads = labelled.first().map_or(0, |(_, row, _)| pads(row));
-        let same_positions = labelled.iter().all(|(_, row, _)| pads(row) == first_pads);
-        let shared = if same_positions { common_prefix(labelled.iter().map(|(.., text)| *text)) } else { 0 };
+        let first_pads = labelled.first().map_or(0, |(row, _)| pads(row));
+        let same_positions = labelled.iter().all(|(row, _)| pads(row) == first_pads);
+        let shared = if same_positions { common_prefix(labelled.iter().map(|(_, text)| *text)) } else { 0 };
 
-        let mut ids = labelled.first().map_or(Vec::new(), |(.., text)| text[..shared].to_vec());
-        let (mut asked, mut targets, mut owners, mut packed) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (owner, row, text) in labelled {
+        let mut ids = labelled.first().map_or(Vec::new(), |(_, text)| text[..shared].to_vec());
+        let (mut asked, mut targets, mut packed) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, text) in labelled {
             let start = virtual_tokens + ids.len();
             for (i, label) in row.labels.iter().enumerate() {
                 // A token is predicted from the one before it; a row's first from the prompt's last.
@@ -100,7 +97,6 @@ impl Batch {
                 if let (Some(label), Some(from)) = (label, from) {
                     asked.push(from as u32);
                     targets.push(*label);
-                    owners.push(owner);
                 }
             }
             ids.extend_from_slice(&text[shared..]);
@@ -108,7 +104,7 @@ impl Batch {
         }
         let shared = PackedRow { tokens: shared, pads_before: first_pads };
         let layout = Layout::behind(virtual_tokens, shared, &packed);
-        Self { ids, layout, asked, targets, owners }
+        Self { ids, layout, asked, targets }
     }
 
     /// Tokens that go through the model, virtual ones included.
@@ -123,7 +119,7 @@ impl Batch {
 }
 
 /// How many ids all texts begin with; a single text shares nothing.
-fn common_prefix<'a>(mut texts: impl Iterator<Item = &'a [u32]>) -> usize {
+pub(super) fn common_prefix<'a>(mut texts: impl Iterator<Item = &'a [u32]>) -> usize {
     let Some(first) = texts.next() else { return 0 };
     let same = |text: &[u32]| first.iter().zip(text).take_while(|(a, b)| a == b).count();
     texts.map(same).min().unwrap_or(0)
@@ -145,7 +141,6 @@ mod tests {
         assert_eq!(batch.ids, [5, 6, 8]);
         assert_eq!(batch.asked, [3, 1, 4]);
         assert_eq!(batch.targets, [7, 8, 9]);
-        assert_eq!(batch.owners, [0, 1, 1]);
         assert_eq!(batch.layout.positions(), [0, 1, 6, 7, 3]);
         // Without a prompt nothing predicts a row's first token.
         let batch = Batch::pack(&rows.each_ref(), 0, 3, true);
@@ -166,7 +161,6 @@ mod tests {
         assert_eq!(batch.layout.positions(), [0, 1, 3, 4, 5, 5, 6]);
         assert_eq!(batch.asked, [4, 2, 3, 5, 6]);
         assert_eq!(batch.targets, [1, 6, 8, 8, 2]);
-        assert_eq!(batch.owners, [0, 2, 2, 2, 2]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod batch;
+mod branches;
 pub mod checkpoint;
 pub mod error;
 pub mod gradient;

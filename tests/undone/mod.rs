@@ -57,7 +57,8 @@ pub fn pass(model: &Decoder, prompt: &[f32], rows: &[Row], undone: Option<Saving
             _ => &row.ids[..],
         })
         .collect();
-    let same_positions = !model.counts_padding() || rows.iter().all(|row| pads(row) == pads(&rows[0]));
+    let same_positions =
+        !model.counts_padding(virtual_tokens) || rows.iter().all(|row| pads(row) == pads(&rows[0]));
     let shared = match same_positions && !undo(Saving::SharedTokens) && !undo(Saving::VirtualTokens) {
         true => {
             (0..texts[0].len()).take_while(|&i| texts.iter().all(|t| t.get(i) == texts[0].get(i))).count()

@@ -27,10 +27,10 @@ pub struct Head<'a> {
     pub slopes: Option<&'a [f32]>,
     /// The query matrix.
     pub q: Heads<'a>,
-    /// The key/value matrix's rows of the prefix, if the segment sees it, and of the segment.
-    pub keys: [Heads<'a>; 2],
+    /// The key/value matrix's rows of the prefix, if the segment sees it, of a branch's trunk, and of the segment.
+    pub keys: [Heads<'a>; 3],
     /// The same for the values.
-    pub values: [Heads<'a>; 2],
+    pub values: [Heads<'a>; 3],
     /// The segment's queries, those that see less first.
     pub queries: &'a [Query],
     /// Which probabilities are dropped, if any.
@@ -241,8 +241,8 @@ impl Head<'_> {
     /// Fills keys and values, as they are and the keys transposed, as far as a query sees them.
     fn pack_keys_values(&self, scratch: &mut Scratch) {
         let seen = self.seen_by(self.queries);
-        for (matrix, [prefix, own]) in [(&mut scratch.keys, self.keys), (&mut scratch.values, self.values)] {
-            matrix.pack(seen, self.dim, prefix.rows(self.dim).chain(own.rows(self.dim)).take(seen));
+        for (matrix, parts) in [(&mut scratch.keys, self.keys), (&mut scratch.values, self.values)] {
+            matrix.pack(seen, self.dim, parts.into_iter().flat_map(|part| part.rows(self.dim)).take(seen));
         }
         scratch.keys_transposed.transpose(&scratch.keys, self.dim);
     }

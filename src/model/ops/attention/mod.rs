@@ -13,6 +13,7 @@ mod tests;
 
 use std::cell::Cell;
 use std::mem;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -142,13 +143,18 @@ impl Attention {
         cache.extend(layout, kv, width);
         let cache = &*cache;
         check_size("the cached prefix", cache.of(Slot::Prefix), layout.prefix(), width);
-        for segment in layout.segments() {
+        for segment in layout.segments().iter().filter(|s| matches!(s.slot, Slot::Row(_))) {
             let tokens = segment.past + segment.tokens.len();
             check_size("a cached row", cache.of(segment.slot), tokens, width);
         }
+        let in_batch = |tokens: Range<usize>| &kv[tokens.start * width..tokens.end * width];
         self.attend(q, layout, queries, out, |segment| match segment.slot {
-            Slot::Prefix => [&[], cache.of(Slot::Prefix)],
-            row => [cache.of(Slot::Prefix), cache.of(row)],
+            Slot::Prefix => [&[], &[], cache.of(Slot::Prefix)],
+            Slot::Row(_) => [cache.of(Slot::Prefix), &[], cache.of(segment.slot)],
+            Slot::Branch { trunk } => {
+                let [trunk, own] = [trunk..trunk + segment.past, segment.tokens.clone()].map(in_batch);
+                [cache.of(Slot::Prefix), trunk, own]
+            }
         });
     }
 
@@ -187,7 +193,7 @@ impl Attention {
         let tasks = tasks.map(|(segment, head)| {
             let own = match segment.slot {
                 Slot::Prefix => 0,
-                Slot::Row(_) => segment.tokens.len(),
+                _ => segment.tokens.len(),
             };
             let d_kv =
                 KeyValueGradient { prefix: split(&mut prefixes, part), own: split(&mut kv_places, 2 * own) };
@@ -221,13 +227,13 @@ impl Attention {
     }
 
     /// The prefix's rows, if the segment sees it, and its own, where both are in the batch.
-    fn rows_in_batch<'a>(&self, kv: &'a [f32], layout: &Layout, segment: &Segment) -> [&'a [f32]; 2] {
+    fn rows_in_batch<'a>(&self, kv: &'a [f32], layout: &Layout, segment: &Segment) -> [&'a [f32]; 3] {
         let width = self.keys.width();
         let prefix = match segment.slot {
             Slot::Prefix => 0,
-            Slot::Row(_) => layout.prefix(),
+            _ => layout.prefix(),
         };
-        [&kv[..prefix * width], &kv[segment.tokens.start * width..segment.tokens.end * width]]
+        [&kv[..prefix * width], &[], &kv[segment.tokens.start * width..segment.tokens.end * width]]
     }
 
     fn attend<'a>(
@@ -236,7 +242,7 @@ impl Attention {
         layout: &'a Layout,
         queries: &'a Queries,
         out: &mut [f32],
-        kv_rows: impl Fn(&Segment) -> [&'a [f32]; 2],
+        kv_rows: impl Fn(&Segment) -> [&'a [f32]; 3],
     ) {
         self.check_queries("q", q, layout, queries);
         self.check_queries("out", out, layout, queries);
@@ -248,13 +254,14 @@ impl Attention {
         longest_first(tasks, |Task { head, places }| head.forward(places));
     }
 
-    /// Every key/value head of every segment, in this order; `kv_rows` gives the rows of the prefix and the segment.
+    /// Every key/value head of every segment, in this order; `kv_rows` gives the rows of the prefix, a branch's trunk
+    /// and the segment.
     fn tasks<'a>(
         &'a self,
         q: &'a [f32],
         layout: &'a Layout,
         queries: &'a Queries,
-        kv_rows: impl Fn(&Segment) -> [&'a [f32]; 2],
+        kv_rows: impl Fn(&Segment) -> [&'a [f32]; 3],
     ) -> impl Iterator<Item = (&'a Segment, Head<'a>)> {
         let KeyValue { kv_heads, dim, key, value } = self.keys;
         let group = self.heads / kv_heads;

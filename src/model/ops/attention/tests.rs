@@ -1,7 +1,7 @@
 //! Attention against the formula written out in f64, one query at a time.
 
 use super::*;
-use crate::model::layout::{CachedRow, PackedRow};
+use crate::model::layout::{CachedRow, PackedRow, Trunk};
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(count: usize, seed: u32) -> Vec<f32> {
@@ -247,6 +247,44 @@ fn a_cache_filled_in_pieces_gives_what_one_pass_gives() {
         step(&[3, 4, 7], &Layout::cached(3, &[row(0, 0, 2), row(1, 0, 1)]), &[2, 1, 0]);
         step(&[8], &Layout::cached(3, &[row(1, 1, 1)]), &[0]);
         step(&[5, 6], &Layout::cached(3, &[row(0, 2, 2)]), &[1, 1]);
+    }
+}
+
+#[test]
+fn branches_see_the_cached_prefix_their_trunk_and_themselves() {
+    for keys in [KeyValue::stacked(2, 6), KeyValue::interleaved(2, 6)] {
+        let attention = attention(4, keys, Some(alibi_slopes(4)));
+        // A prefix of 3, a trunk of 2, its branches of 3 and 1, another trunk of 2.
+        let (q, kv) = (numbers(11 * 24, 1), numbers(11 * 24, 2));
+        let take = |matrix: &[f32], rows: &[usize]| -> Vec<f32> {
+            rows.iter().flat_map(|&row| matrix[row * 24..][..24].to_vec()).collect()
+        };
+        let mut cache = LayerCache::default();
+        let mut pass = |tokens: &[usize], layout: &Layout| {
+            let (q, kv) = (take(&q, tokens), take(&kv, tokens));
+            let mut out = vec![f32::NAN; q.len()];
+            attention.forward_cached(&q, &kv, layout, &layout.all_queries(), &mut cache, &mut out);
+            out
+        };
+        let trunk = |tokens, branches: &[usize]| Trunk {
+            row: PackedRow { tokens, pads_before: 0 },
+            branches: branches.to_vec(),
+        };
+        let prefix = pass(&[0, 1, 2], &packed(3, &[]));
+        let layout = Layout::branching(3, &[trunk(2, &[3, 1]), trunk(2, &[])]);
+        let rest: Vec<usize> = (3..11).collect();
+        let branching = [prefix, pass(&rest, &layout)].concat();
+        assert_eq!(cache.of(Slot::Prefix).len(), 3 * 24);
+        assert!(cache.of(Slot::Row(0)).is_empty());
+        for alone in [&[0, 1, 2, 3, 4, 5, 6, 7][..], &[0, 1, 2, 3, 4, 8], &[0, 1, 2, 9, 10]] {
+            let layout = packed(0, &[alone.len()]);
+            let mut out = vec![f32::NAN; alone.len() * 24];
+            let (q, kv) = (take(&q, alone), take(&kv, alone));
+            attention.forward(&q, &kv, &layout, &layout.all_queries(), &mut out);
+            for (ours, right) in take(&branching, alone).iter().zip(&out) {
+                assert!((ours - right).abs() < 1e-6, "{ours} instead of {right}");
+            }
+        }
     }
 }
 
