@@ -13,6 +13,7 @@ pub mod base;
 pub mod place;
 pub mod prompt;
 pub mod rows;
+pub mod slice;
 pub mod template;
 #[cfg(test)]
 mod testing;
