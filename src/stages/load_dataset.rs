@@ -580,7 +580,9 @@ mod tests {
     }
 
     fn shape(dataset: &Dataset) -> Vec<(&str, Vec<String>)> {
-        let cells = |s: &Split| (0..s.rows()).map(|row| s.text_at("a", row).unwrap().unwrap()).collect();
+        let cells = |s: &Split| {
+            (0..s.rows()).map(|row| s.text_at(&s.column_names()[0], row).unwrap().unwrap()).collect()
+        };
         dataset.splits.iter().map(|s| (s.name.as_str(), cells(s))).collect()
     }
 
@@ -786,6 +788,186 @@ mod tests {
                 |s| matches!(s, Saying::Note(n) if n == "`name` is for datasets on the Hub; a.csv is local")
             ),
             "{said:?}"
+        );
+    }
+
+    /// What `tests/make_saved.py` wrote.
+    fn saved(name: &str) -> String {
+        format!("{}/tests/saved/{name}", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    /// A split of a saved folder holds the rows of a jsonl file, however their types were written.
+    fn holds(split: &Split, name: &str) {
+        let want = formats::read(Path::new(&saved(name))).unwrap().frame;
+        let columns = want.columns().iter().map(|want| {
+            let column = split.column(want.name()).unwrap();
+            column.cast(want.dtype()).unwrap()
+        });
+        let frame = DataFrame::new(split.rows(), columns.collect()).unwrap();
+        assert!(frame.equals_missing(&want), "{name}: {frame} {want}");
+    }
+
+    #[test]
+    fn what_datasets_saved_comes_back() {
+        let one = loaded(&path(Path::new("."), &saved("one")));
+        assert_eq!(one.split_names(), ["train"]);
+        holds(&one.splits[0], "one.jsonl");
+        let names = ["Unlabeled", "complaint", "no complaint"];
+        assert_eq!(one.class_names("label").unwrap(), names);
+        let kinds: Vec<String> = one.splits[0].frame.dtypes().iter().map(spelled).collect();
+        assert_eq!(
+            kinds,
+            [
+                "i32",
+                "str",
+                "str",
+                "f64",
+                "f32",
+                "bool",
+                "null",
+                "i64",
+                "struct[text: list[str], score: list[i64]]",
+                "list[struct[url: str, at: i64]]"
+            ]
+        );
+        let splits = loaded(&path(Path::new("."), &saved("splits")));
+        assert_eq!(
+            (splits.split_names(), splits.class_names("label").unwrap()),
+            (vec!["train".into(), "test".into()], &names.map(String::from)[..])
+        );
+        holds(&splits.splits[0], "splits.train.jsonl");
+        holds(&splits.splits[1], "splits.test.jsonl");
+        let last = LoadDataset {
+            split: Some("test[-1:]+train[:1]".into()),
+            ..path(Path::new("."), &saved("splits"))
+        };
+        let ids: Vec<_> =
+            (0..2).map(|row| loaded(&last).splits[0].text_at("id", row).unwrap().unwrap()).collect();
+        assert_eq!(ids, ["6", "0"]);
+    }
+
+    #[test]
+    fn a_saved_folder_can_be_one_of_the_files() {
+        let place = |text: &str| Locations(vec![Location::new(saved(text), ".")]);
+        let files = BTreeMap::from([("test".into(), place("splits/test")), ("train".into(), place("one"))]);
+        let dataset = loaded(&LoadDataset { path: None, files, ..path(Path::new("."), "") });
+        holds(dataset.split("train").unwrap(), "one.jsonl");
+        holds(dataset.split("test").unwrap(), "splits.test.jsonl");
+        assert_eq!(dataset.class_names("label").unwrap().len(), 3);
+        let files = BTreeMap::from([("train".into(), place("splits"))]);
+        assert_eq!(
+            fault(load(&LoadDataset { path: None, files, ..path(Path::new("."), "") }).0.unwrap_err()),
+            (
+                format!("dataset: {} has several splits: train, test", saved("splits")),
+                Some(format!("name the folder of one, such as {}/train", saved("splits")))
+            )
+        );
+    }
+
+    /// A copy of the saved folder `one`, changed; what is said of it.
+    fn refused_copy(change: impl Fn(&Path)) -> Refusal {
+        let dir = tempfile::tempdir().unwrap();
+        for file in fs::read_dir(saved("one")).unwrap().flatten() {
+            fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+        }
+        change(dir.path());
+        let (message, help) = fault(load(&path(dir.path(), ".")).0.unwrap_err());
+        (message.replace(&format!("{}/./", dir.path().display()), ""), help)
+    }
+
+    #[test]
+    fn a_shard_that_is_broken_is_named() {
+        let cut = |name: &'static str, length: usize| {
+            move |dir: &Path| {
+                let bytes = fs::read(dir.join(name)).unwrap();
+                fs::write(dir.join(name), &bytes[..length.min(bytes.len())]).unwrap();
+            }
+        };
+        const SECOND: &str = "data-00001-of-00003.arrow";
+        let again = "copy it again from where it was saved, or save the dataset again";
+        assert_eq!(
+            refused_copy(cut(SECOND, 2000)),
+            (
+                format!("{SECOND}: cut off: the Arrow stream has no end marker, so rows may be missing"),
+                Some(format!("{again}; the other 2 shards can be read"))
+            )
+        );
+        assert_eq!(
+            refused_copy(|dir| {
+                cut(SECOND, 0)(dir);
+                cut("data-00002-of-00003.arrow", 9)(dir);
+            }),
+            (
+                format!("{SECOND}: the file is empty"),
+                Some(format!("{again}; data-00002-of-00003.arrow can't be read either"))
+            )
+        );
+        let overwritten = refused_copy(|dir| {
+            let mut bytes = fs::read(dir.join(SECOND)).unwrap();
+            bytes[200..600].fill(0x5a);
+            fs::write(dir.join(SECOND), bytes).unwrap();
+        });
+        assert!(
+            overwritten.0.starts_with(&format!("{SECOND}: not readable as an Arrow stream: ")),
+            "{overwritten:?}"
+        );
+        assert_eq!(
+            refused_copy(|dir| fs::write(dir.join(SECOND), "ARROW1\0\0").unwrap()).0,
+            format!("{SECOND}: an Arrow (Feather) file, not an Arrow stream, which `datasets` writes")
+        );
+        assert_eq!(
+            refused_copy(|dir| fs::write(dir.join(SECOND), "PAR1").unwrap()).0,
+            format!("{SECOND}: not an Arrow stream")
+        );
+    }
+
+    /// Broken bytes are an error or other values, and never end the program.
+    #[test]
+    fn no_broken_byte_of_a_shard_is_fatal() {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, broken) =
+            (fs::read(saved("one/data-00000-of-00003.arrow")).unwrap(), dir.path().join("a.arrow"));
+        for at in (0..whole.len()).step_by(7) {
+            for value in [0xff, 0x00, 0x7f] {
+                let mut bytes = whole.clone();
+                bytes[at] = value;
+                fs::write(&broken, bytes).unwrap();
+                let _ = formats::read(&broken);
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_that_lists_no_rows_is_refused() {
+        let state =
+            |text: &'static str| refused_copy(move |dir| fs::write(dir.join("state.json"), text).unwrap()).0;
+        assert_eq!(
+            state(r#"{"_data_files": []}"#),
+            "state.json: lists no data files: the dataset was saved without a row"
+        );
+        assert_eq!(
+            state(r#"{"_fingerprint": "x"}"#),
+            "state.json: not what `save_to_disk` writes: missing field `_data_files` at line 1 column 21"
+        );
+        assert_eq!(
+            state(r#"{"_data_files": [{"filename": "data-00009.arrow"}]}"#),
+            "state.json: lists the shard data-00009.arrow, which is missing"
+        );
+        assert_eq!(
+            state(r#"{"_data_files": [{"filename": "../rows.arrow"}]}"#),
+            "state.json: `../rows.arrow` is no file of this folder"
+        );
+        assert_eq!(
+            state(
+                r#"{"_data_files": [{"filename": "data-00000-of-00003.arrow"}], "_indices_data_files": [{"filename": "indices.arrow"}]}"#
+            ),
+            "state.json: the rows are a selection of the shards' by an indices table, which pipe can't follow: load the \
+             folder in Python and save it with `flatten_indices().save_to_disk(…)`"
+        );
+        let dir = folder(&[("dataset_dict.json", r#"{"splits": ["train"]}"#)]);
+        assert_eq!(
+            refusal(&path(dir.path(), ".")).replace(&format!("{}/./", dir.path().display()), ""),
+            "dataset_dict.json: names the split `train`, and train/state.json is missing"
         );
     }
 

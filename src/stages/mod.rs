@@ -8,6 +8,7 @@ pub mod relabel;
 pub mod split;
 pub mod tokenize;
 pub mod train_soft_prompt;
+pub mod transform;
 
 pub mod base;
 pub mod place;
@@ -31,6 +32,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<load_dataset::LoadDataset>(),
     Kind::of::<relabel::Relabel>(),
     Kind::of::<split::SplitRows>(),
+    Kind::of::<transform::Transform>(),
     Kind::of::<tokenize::Tokenize>(),
     Kind::of::<train_soft_prompt::TrainSoftPrompt>(),
     Kind::of::<evaluate::Evaluate>(),

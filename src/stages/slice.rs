@@ -169,9 +169,7 @@ mod tests {
     #[test]
     fn what_is_no_slice_is_said() {
         let refusal = |text| of(text, 25).unwrap_err();
-        for text in
-            ["train[1]", "train[:5", "train[a:]", "train[:5]x", "a b", "", "train[:+5]", "train[:5](closest)"]
-        {
+        for text in ["train[1]", "train[:5", "train[a:]", "train[:5]x", "a b", "", "train[:5](closest)"] {
             assert_eq!(refusal(text), format!("`{text}` is neither a split nor a slice of one"));
         }
         assert_eq!(refusal("train[:5]+"), "`` is neither a split nor a slice of one");
