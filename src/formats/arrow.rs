@@ -2,12 +2,12 @@
 //!
 //! Knows when a stream is whole; does not know which streams make up a dataset.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Cursor;
+use std::panic::catch_unwind;
 use std::path::Path;
 
-use polars::prelude::{ArrowDataType, DataFrame, IpcStreamReader, PolarsResult, SerReader};
+use polars::prelude::{ArrowDataType, IpcStreamReader, PolarsError, SerReader};
 
 use super::{FormatError, Table, features};
 use crate::artifact::parquet::{no_column, unreadable};
@@ -38,26 +38,25 @@ pub(super) fn read(path: &Path) -> Result<Table, FormatError> {
         }
         _ => {}
     }
-    let broken = |e: polars::error::PolarsError| whole(format!("not readable as an Arrow stream: {e}"));
-    let mut reader = IpcStreamReader::new(Cursor::new(&bytes));
+    // Of some broken lengths polars makes a panic.
+    let decoded = catch_unwind(|| decode(&bytes))
+        .unwrap_or_else(|_| Err("not readable as an Arrow stream: a length in it is impossible".into()));
+    decoded.map_err(whole)
+}
+
+fn decode(bytes: &[u8]) -> Result<Table, String> {
+    let broken = |e: PolarsError| format!("not readable as an Arrow stream: {e}");
+    let mut reader = IpcStreamReader::new(Cursor::new(bytes));
     let schema = reader.arrow_schema().map_err(broken)?;
     for field in schema.iter_values() {
         if let Some(kind) = dictionary(field.dtype()).or_else(|| unreadable(field.dtype())) {
-            return Err(whole(no_column(&field.name, kind)));
+            return Err(no_column(&field.name, kind));
         }
     }
-    let features = features_in(&mut reader).map_err(broken)?;
-    let frame: DataFrame = reader.finish().map_err(broken)?;
-    Ok(Table { frame, features })
-}
-
-/// The entry `huggingface` of the stream's schema.
-fn features_in(
-    reader: &mut IpcStreamReader<Cursor<&Vec<u8>>>,
-) -> PolarsResult<BTreeMap<String, crate::artifact::dataset::Feature>> {
-    let metadata = reader.custom_metadata()?;
+    let metadata = reader.custom_metadata().map_err(broken)?;
     let entry = metadata.as_ref().and_then(|metadata| metadata.get("huggingface"));
-    Ok(entry.map(|text| features::in_entry(text)).unwrap_or_default())
+    let features = entry.map(|text| features::in_entry(text)).unwrap_or_default();
+    Ok(Table { frame: reader.finish().map_err(broken)?, features })
 }
 
 /// A type within this one that a stream keeps apart from its rows, which this build of polars can't read.

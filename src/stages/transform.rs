@@ -5,9 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use polars::prelude::{
-    BooleanChunked, Column, DataFrame, DataType, IntoSeries, NamedFrom, NewChunkedArray, Series,
-};
+use polars::prelude::{BooleanChunked, Column, DataFrame, DataType, NamedFrom, NewChunkedArray, Series};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
