@@ -8,12 +8,14 @@ pub mod relabel;
 pub mod split;
 pub mod tokenize;
 pub mod train_soft_prompt;
+pub mod transform;
 
 pub mod base;
 pub mod place;
 pub mod prompt;
 mod publish;
 pub mod rows;
+pub mod slice;
 pub mod template;
 #[cfg(test)]
 mod testing;
@@ -32,6 +34,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<load_dataset::LoadDataset>(),
     Kind::of::<relabel::Relabel>(),
     Kind::of::<split::SplitRows>(),
+    Kind::of::<transform::Transform>(),
     Kind::of::<tokenize::Tokenize>(),
     Kind::of::<train_soft_prompt::TrainSoftPrompt>(),
     Kind::of::<evaluate::Evaluate>(),
