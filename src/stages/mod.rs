@@ -10,6 +10,7 @@ pub mod tokenize;
 pub mod train_soft_prompt;
 
 pub mod base;
+pub mod chat;
 pub mod place;
 pub mod prompt;
 pub mod rows;
