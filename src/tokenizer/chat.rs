@@ -189,3 +189,88 @@ fn without_generation_tags(source: &str) -> String {
     text.push_str(rest);
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use serde_json::Value as Json;
+
+    use super::*;
+
+    fn special() -> BTreeMap<String, String> {
+        let tokens = [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>")];
+        tokens.map(|(name, token)| (name.to_owned(), token.to_owned())).into()
+    }
+
+    fn message(role: &str, content: &str) -> Message {
+        Message { role: role.into(), content: content.into() }
+    }
+
+    /// `expected.json` is what transformers 5.23 makes of each conversation with each template, first without,
+    /// then with `add_generation_prompt`, or what it raises:
+    /// `tokenizer.apply_chat_template(conversation, chat_template=source, tokenize=False,
+    /// add_generation_prompt=…)`.
+    #[test]
+    fn renders_what_transformers_renders() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/chat");
+        let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+        let json = |name: &str| serde_json::from_str::<Json>(&read(name)).unwrap();
+        let conversations = json("conversations.json");
+        let expected = json("expected.json");
+        let mut rendered = 0;
+        for (name, expected) in expected.as_object().unwrap() {
+            let template = ChatTemplate::new(&read(&format!("{name}.jinja")), special()).unwrap();
+            for (at, expected) in expected.as_array().unwrap().iter().enumerate() {
+                let conversation = conversations[at / 2].as_array().unwrap();
+                let text = |m: &Json, key: &str| m[key].as_str().unwrap().to_owned();
+                let messages: Vec<Message> =
+                    conversation.iter().map(|m| message(&text(m, "role"), &text(m, "content"))).collect();
+                let ending = if at % 2 == 0 { Ending::Message } else { Ending::Invitation };
+                match (template.render(&messages, ending), &expected["refused"]) {
+                    (Ok(text), Json::Null) => assert_eq!(text, expected.as_str().unwrap(), "{name}, {at}"),
+                    (Err(ChatError::Refused(why)), expected) => assert_eq!(why, expected.as_str().unwrap()),
+                    (other, expected) => panic!("{name}, {at}: {other:?}, not {expected:?}"),
+                }
+                rendered += 1;
+            }
+        }
+        assert_eq!(rendered, 70);
+    }
+
+    #[test]
+    fn the_prompt_is_what_stands_before_the_last_message() {
+        let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}\
+                      {% if add_generation_prompt %}<assistant>{% endif %}";
+        let template = ChatTemplate::new(source, special()).unwrap();
+        let messages = [message("user", "a?"), message("assistant", "b")];
+        assert_eq!(
+            template.prompt_and_target(&messages).unwrap(),
+            ("<user>a?</s>\n<assistant>".into(), "b</s>\n".into())
+        );
+    }
+
+    #[test]
+    fn a_prompt_that_does_not_begin_the_whole_is_refused() {
+        let source = "{% for m in messages %}{{ m.content }};{% endfor %}{% if add_generation_prompt %}>{% endif %}";
+        let template = ChatTemplate::new(source, special()).unwrap();
+        let messages = [message("user", "a"), message("assistant", "b")];
+        assert_eq!(
+            template.prompt_and_target(&messages).unwrap_err().to_string(),
+            "the chat template puts something else before the assistant's message than when it asks for one: \
+             \"a;>\" is not the beginning of \"a;b;\""
+        );
+    }
+
+    #[test]
+    fn what_can_not_be_read_or_called_is_told_with_its_line() {
+        let broken = ChatTemplate::new("a\n{% for %}", special()).unwrap_err().to_string();
+        assert_eq!(broken, "the chat template can't be read: line 2: syntax error: unexpected end of block, expected in");
+        let template = ChatTemplate::new("\n{{ strftime_now('%d') }}", special()).unwrap();
+        assert_eq!(
+            template.render(&[message("user", "a")], Ending::Message).unwrap_err().to_string(),
+            "the chat template fails: line 2: unknown function: strftime_now is unknown"
+        );
+    }
+}
