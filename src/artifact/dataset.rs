@@ -1,24 +1,21 @@
 //! Datasets: named splits of polars frames, parquet on disk.
 //!
-//! Knows the files of a dataset artifact (`<split>.parquet` and `dataset.json`) and how a cell reads as text;
-//! does not know where data came from or what a column is for.
+//! Knows the files of a dataset artifact (`<split>.parquet` and `dataset.json`), read and written whole
+//! ([`Dataset`]) or a piece at a time ([`Stored`], [`DatasetWriter`]), and how a cell reads as text; does not
+//! know where data came from or what a column is for.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use polars::prelude::{
-    AnyValue, ArrowDataType, Column, DataFrame, DataType, ParquetCompression, ParquetReader, ParquetWriter,
-    PolarsError, SerReader,
-};
+use polars::prelude::{AnyValue, Column, DataFrame, DataType, Schema};
 use serde::{Deserialize, Serialize};
+
+use super::parquet::{RowGroupWriter, RowGroups, read_parquet};
 
 /// The file that names the splits and describes the columns.
 const INDEX: &str = "dataset.json";
-
-/// Rows in a parquet row group. Fixed, because a file's bytes depend on it.
-const ROW_GROUP: usize = 1 << 18;
 
 /// Rows in named columns, in named splits.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -141,9 +138,8 @@ struct IndexedSplit {
     rows: usize,
 }
 
-impl Dataset {
-    /// Reads what [`Dataset::save`] wrote.
-    pub fn load(dir: &Path) -> Result<Self, DatasetError> {
+impl Index {
+    fn read(dir: &Path) -> Result<Self, DatasetError> {
         let path = dir.join(INDEX);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -152,47 +148,183 @@ impl Dataset {
             }
             Err(error) => return Err(DatasetError::Io { path, error }),
         };
-        let index: Index = serde_json::from_str(&text)
+        let index: Self =
+            serde_json::from_str(&text).map_err(|e| DatasetError::Broken { path, reason: e.to_string() })?;
+        index.splits.iter().try_for_each(|split| check_split_name(&split.name))?;
+        Ok(index)
+    }
+
+    fn write(&self, dir: &Path) -> Result<(), DatasetError> {
+        let path = dir.join(INDEX);
+        let mut text = serde_json::to_string_pretty(self)
             .map_err(|e| DatasetError::Broken { path: path.clone(), reason: e.to_string() })?;
+        text.push('\n');
+        fs::write(&path, text).map_err(|error| DatasetError::Io { path, error })
+    }
+}
+
+impl IndexedSplit {
+    /// Refuses a file that doesn't have as many rows as it should.
+    fn agrees(&self, rows: usize, path: &Path) -> Result<(), DatasetError> {
+        match rows == self.rows {
+            true => Ok(()),
+            false => Err(DatasetError::Broken {
+                path: path.into(),
+                reason: format!("has {rows} rows, {INDEX} says {}", self.rows),
+            }),
+        }
+    }
+}
+
+/// A dataset on disk: what it holds is known, its rows are read a piece at a time.
+pub struct Stored {
+    dir: PathBuf,
+    splits: Vec<IndexedSplit>,
+    /// What is known of a column beyond its type, by the column's name.
+    pub features: BTreeMap<String, Feature>,
+}
+
+impl Stored {
+    /// Opens what [`Dataset::save`] or a [`DatasetWriter`] wrote.
+    pub fn open(dir: &Path) -> Result<Self, DatasetError> {
+        let index = Index::read(dir)?;
+        Ok(Self { dir: dir.into(), splits: index.splits, features: index.features })
+    }
+
+    /// The names of the splits, in their order.
+    pub fn split_names(&self) -> Vec<String> {
+        self.splits.iter().map(|s| s.name.clone()).collect()
+    }
+
+    /// The rows of the split of this name, piece by piece in their order.
+    pub fn batches(&self, name: &str) -> Result<Batches, DatasetError> {
+        let split = self
+            .splits
+            .iter()
+            .find(|s| s.name == name)
+            .ok_or_else(|| DatasetError::NoSplit { name: name.into(), have: self.split_names() })?;
+        let path = split_path(&self.dir, name);
+        let groups = RowGroups::open(&path)?;
+        split.agrees(groups.rows(), &path)?;
+        Ok(Batches { name: name.into(), groups, first: 0 })
+    }
+}
+
+/// The rows of one split, piece by piece: an iterator over a few thousand rows at a time.
+pub struct Batches {
+    name: String,
+    groups: RowGroups,
+    first: usize,
+}
+
+/// Rows of a split that follow each other.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Where in the whole split its first row stands, from 0.
+    pub first: usize,
+    /// The rows, under the split's name.
+    pub rows: Split,
+}
+
+impl Batches {
+    /// How many rows the split has in all.
+    pub fn rows(&self) -> usize {
+        self.groups.rows()
+    }
+
+    /// The split without its rows: its columns and their types, also where there is no row.
+    pub fn header(&self) -> Result<Split, DatasetError> {
+        Ok(Split { name: self.name.clone(), frame: self.groups.header()? })
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Result<Batch, DatasetError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let frame = match self.groups.next()? {
+            Ok(frame) => frame,
+            Err(error) => return Some(Err(error)),
+        };
+        let first = self.first;
+        self.first += frame.height();
+        Some(Ok(Batch { first, rows: Split { name: self.name.clone(), frame } }))
+    }
+}
+
+/// A dataset in the making: one split after the other, each in pieces of any size.
+pub struct DatasetWriter {
+    dir: PathBuf,
+    splits: Vec<IndexedSplit>,
+}
+
+/// A split in the making; it counts once it is [ended](SplitWriter::end).
+pub struct SplitWriter<'a> {
+    splits: &'a mut Vec<IndexedSplit>,
+    name: String,
+    file: RowGroupWriter,
+}
+
+impl DatasetWriter {
+    /// A dataset in a folder that exists.
+    pub fn create(dir: &Path) -> Self {
+        Self { dir: dir.into(), splits: Vec::new() }
+    }
+
+    /// Begins the next split, of these columns.
+    pub fn split(&mut self, name: &str, schema: &Schema) -> Result<SplitWriter<'_>, DatasetError> {
+        check_split_name(name)?;
+        if self.splits.iter().any(|s| s.name == name) {
+            return Err(DatasetError::SplitName(name.into(), "it is there twice"));
+        }
+        let file = RowGroupWriter::create(&split_path(&self.dir, name), schema)?;
+        Ok(SplitWriter { splits: &mut self.splits, name: name.into(), file })
+    }
+
+    /// Writes [`INDEX`], without which there is no dataset.
+    pub fn finish(self, features: BTreeMap<String, Feature>) -> Result<(), DatasetError> {
+        Index { splits: self.splits, features }.write(&self.dir)
+    }
+}
+
+impl SplitWriter<'_> {
+    /// Puts rows below those written so far; they have to be of the same columns.
+    pub fn write(&mut self, rows: &DataFrame) -> Result<(), DatasetError> {
+        self.file.write(rows)
+    }
+
+    /// Ends the split; tells how many rows it has.
+    pub fn end(self) -> Result<usize, DatasetError> {
+        let rows = self.file.finish()?;
+        self.splits.push(IndexedSplit { name: self.name, rows });
+        Ok(rows)
+    }
+}
+
+impl Dataset {
+    /// Reads what [`Dataset::save`] or a [`DatasetWriter`] wrote.
+    pub fn load(dir: &Path) -> Result<Self, DatasetError> {
+        let index = Index::read(dir)?;
         let mut splits = Vec::with_capacity(index.splits.len());
-        for IndexedSplit { name, rows } in index.splits {
-            check_split_name(&name)?;
-            let path = split_path(dir, &name);
+        for split in index.splits {
+            let path = split_path(dir, &split.name);
             let frame = read_parquet(&path)?;
-            if frame.height() != rows {
-                let reason = format!("has {} rows, {INDEX} says {rows}", frame.height());
-                return Err(DatasetError::Broken { path, reason });
-            }
-            splits.push(Split { name, frame });
+            split.agrees(frame.height(), &path)?;
+            splits.push(Split { name: split.name, frame });
         }
         Ok(Self { splits, features: index.features })
     }
 
     /// Writes one parquet file per split and [`INDEX`] into a folder that exists. Equal datasets give equal
-    /// bytes. Takes `&mut` because every column is brought into one piece first.
-    pub fn save(&mut self, dir: &Path) -> Result<(), DatasetError> {
-        for (at, split) in self.splits.iter().enumerate() {
-            check_split_name(&split.name)?;
-            if self.splits[..at].iter().any(|s| s.name == split.name) {
-                return Err(DatasetError::SplitName(split.name.clone(), "it is there twice"));
-            }
+    /// bytes.
+    pub fn save(&self, dir: &Path) -> Result<(), DatasetError> {
+        let mut writer = DatasetWriter::create(dir);
+        for split in &self.splits {
+            let mut file = writer.split(&split.name, split.frame.schema())?;
+            file.write(&split.frame)?;
+            file.end()?;
         }
-        for split in &mut self.splits {
-            write_parquet(&mut split.frame, &split_path(dir, &split.name))?;
-        }
-        let index = Index {
-            splits: self
-                .splits
-                .iter()
-                .map(|s| IndexedSplit { name: s.name.clone(), rows: s.frame.height() })
-                .collect(),
-            features: self.features.clone(),
-        };
-        let path = dir.join(INDEX);
-        let mut text = serde_json::to_string_pretty(&index)
-            .map_err(|e| DatasetError::Broken { path: path.clone(), reason: e.to_string() })?;
-        text.push('\n');
-        fs::write(&path, text).map_err(|error| DatasetError::Io { path, error })
+        writer.finish(self.features.clone())
     }
 
     /// The split of this name.
@@ -265,55 +397,6 @@ pub fn text_of(column: &Column, row: usize) -> Result<Option<String>, DatasetErr
     })
 }
 
-/// Reads one parquet file whole. Columns of dates, times, decimals and the like are an error.
-pub fn read_parquet(path: &Path) -> Result<DataFrame, DatasetError> {
-    let file = File::open(path).map_err(|error| DatasetError::Io { path: path.into(), error })?;
-    let mut reader = ParquetReader::new(file);
-    let schema = reader.schema().map_err(|e| broken(path, &e))?;
-    // polars panics at some of the types it is built without.
-    for field in schema.iter_values() {
-        if let Some(kind) = unreadable(field.dtype()) {
-            let reason = format!(
-                "column `{}` holds {kind:?}, which pipe can't read; write it as text or as a 32- or 64-bit number",
-                field.name
-            );
-            return Err(DatasetError::Broken { path: path.into(), reason });
-        }
-    }
-    reader.finish().map_err(|e| broken(path, &e))
-}
-
-/// The type, or the first one within it, that this build of polars has no column for.
-fn unreadable(kind: &ArrowDataType) -> Option<&ArrowDataType> {
-    use ArrowDataType as A;
-    match kind {
-        A::Null | A::Boolean | A::Int32 | A::Int64 | A::UInt32 | A::UInt64 | A::Float32 | A::Float64 => None,
-        A::Utf8 | A::LargeUtf8 | A::Utf8View | A::Binary | A::LargeBinary | A::BinaryView => None,
-        A::List(inner) | A::LargeList(inner) | A::Map(inner, _) => unreadable(inner.dtype()),
-        A::Struct(fields) => fields.iter().find_map(|field| unreadable(field.dtype())),
-        A::Dictionary(_, values, _) => unreadable(values),
-        other => Some(other),
-    }
-}
-
-/// Writes one parquet file. Equal frames give equal bytes, however they were put together.
-pub fn write_parquet(frame: &mut DataFrame, path: &Path) -> Result<(), DatasetError> {
-    // The writer cuts row groups at chunk borders, and those tell how a frame was put together.
-    frame.rechunk_mut();
-    let file = File::create(path).map_err(|error| DatasetError::Io { path: path.into(), error })?;
-    let mut file = BufWriter::new(file);
-    ParquetWriter::new(&mut file)
-        .with_compression(ParquetCompression::Zstd(None))
-        .with_row_group_size(Some(ROW_GROUP))
-        .finish(frame)
-        .map_err(|e| broken(path, &e))?;
-    file.flush().map_err(|error| DatasetError::Io { path: path.into(), error })
-}
-
-fn broken(path: &Path, error: &PolarsError) -> DatasetError {
-    DatasetError::Broken { path: path.into(), reason: format!("not readable as parquet: {error}") }
-}
-
 fn split_path(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.parquet"))
 }
@@ -354,7 +437,7 @@ mod tests {
     #[test]
     fn comes_back_as_it_was_saved() {
         let dir = tempfile::tempdir().unwrap();
-        let mut saved = tweets();
+        let saved = tweets();
         saved.save(dir.path()).unwrap();
         let loaded = Dataset::load(dir.path()).unwrap();
         assert_eq!(loaded.split_names(), ["train", "test"]);
@@ -376,7 +459,7 @@ mod tests {
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         fs::create_dir_all(&a).unwrap();
         fs::create_dir_all(&b).unwrap();
-        let mut whole = tweets();
+        let whole = tweets();
         whole.save(&a).unwrap();
         let mut pieces = tweets();
         let frame = &pieces.splits[0].frame;
@@ -431,13 +514,22 @@ mod tests {
     }
 
     #[test]
-    fn types_without_a_column_are_found_before_polars_meets_them() {
-        use polars::prelude::{ArrowField, ArrowTimeUnit};
-        let time = ArrowDataType::Timestamp(ArrowTimeUnit::Microsecond, None);
-        let listed = ArrowDataType::LargeList(Box::new(ArrowField::new("item".into(), time.clone(), true)));
-        assert_eq!(unreadable(&listed), Some(&time));
-        assert_eq!(unreadable(&ArrowDataType::Decimal(3, 2)), Some(&ArrowDataType::Decimal(3, 2)));
-        assert_eq!(unreadable(&ArrowDataType::LargeUtf8), None);
+    fn batches_say_where_their_rows_stand() {
+        let dir = tempfile::tempdir().unwrap();
+        tweets().save(dir.path()).unwrap();
+        let stored = Stored::open(dir.path()).unwrap();
+        assert_eq!(stored.split_names(), ["train", "test"]);
+        let train = stored.batches("train").unwrap();
+        assert_eq!((train.rows(), train.header().unwrap().rows()), (3, 0));
+        assert_eq!(train.header().unwrap().column_names(), ["Tweet text", "ID", "score", "reply"]);
+        let batches: Vec<Batch> = train.map(Result::unwrap).collect();
+        assert_eq!((batches.len(), batches[0].first, batches[0].rows.name.as_str()), (1, 0, "train"));
+        assert!(batches[0].rows.frame.equals_missing(&tweets().splits[0].frame));
+        assert_eq!(stored.batches("test").unwrap().count(), 0);
+        assert_eq!(
+            stored.batches("tests").err().unwrap().to_string(),
+            "no split `tests` (did you mean `test`?); there are `train`, `test`"
+        );
     }
 
     #[test]

@@ -13,7 +13,8 @@ use polars::prelude::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::dataset::{DatasetError, check_split_name, read_parquet, write_parquet};
+use crate::artifact::dataset::{DatasetError, check_split_name};
+use crate::artifact::parquet::{read_parquet, write_parquet};
 use crate::tokenizer::{Side, Tokenizer};
 
 /// The file that names the splits and describes the rows.
@@ -229,9 +230,9 @@ impl Tokens {
         for (name, rows) in splits {
             check_split_name(name)?;
             let path = tokens.path(name);
-            let mut frame = to_frame(rows)
+            let frame = to_frame(rows)
                 .map_err(|e| TokensError::Broken { path: path.clone(), reason: e.to_string() })?;
-            write_parquet(&mut frame, &path)?;
+            write_parquet(&frame, &path)?;
         }
         let path = dir.join(INDEX);
         let index = Index { splits: tokens.splits.clone(), about: tokens.about.clone() };

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::DataFrame;
 
-use crate::artifact::dataset::{self, DatasetError, Feature};
+use crate::artifact::dataset::{DatasetError, Feature};
+use crate::artifact::parquet::read_parquet;
 
 pub use features::{INFO_FILES, beside};
 
@@ -77,7 +78,7 @@ pub fn read(path: &Path) -> Result<Table, FormatError> {
             if size == 0 {
                 return Err(whole("the file is empty".into()));
             }
-            let frame = dataset::read_parquet(path)?;
+            let frame = read_parquet(path)?;
             Ok(Table { frame, features: features::in_parquet(path) })
         }
         "" => Err(whole(format!("the file has no ending that names its format; {}", readable()))),

@@ -11,7 +11,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::dataset::{DatasetError, Split};
+use crate::artifact::dataset::{Batch, DatasetError, Split};
 use crate::python;
 use crate::stage::StageError;
 
@@ -97,6 +97,15 @@ impl Template {
 
     /// The text of a row, counted from 0. A null cell is an error.
     pub fn fill(&self, split: &Split, row: usize) -> Result<String, StageError> {
+        self.filled(split, row, 0)
+    }
+
+    /// The text of a row of a batch, counted from 0 there; an error counts it in the whole split.
+    pub fn fill_in(&self, batch: &Batch, row: usize) -> Result<String, StageError> {
+        self.filled(&batch.rows, row, batch.first)
+    }
+
+    fn filled(&self, split: &Split, row: usize, first: usize) -> Result<String, StageError> {
         let mut text = String::new();
         for part in &self.parts {
             match part {
@@ -106,8 +115,10 @@ impl Template {
                     None => {
                         return Err(StageError::with_help(
                             format!(
-                                "split `{}`, row {row} (from 0): column `{name}` is null, and `{}` needs it",
-                                split.name, self.text
+                                "split `{}`, row {} (from 0): column `{name}` is null, and `{}` needs it",
+                                split.name,
+                                first + row,
+                                self.text
                             ),
                             "fill the cell, or leave such rows out of the data",
                         ));
@@ -257,6 +268,13 @@ mod tests {
         assert_eq!(
             filled("T: {Tweet text}", 1).unwrap_err().to_string(),
             "split `train`, row 1 (from 0): column `Tweet text` is null, and `T: {Tweet text}` needs it"
+        );
+        let template = Template::parse("T: {Tweet text}").unwrap();
+        let later = Batch { first: 16_384, rows: split() };
+        assert_eq!(template.fill_in(&later, 0).unwrap(), "T: no water");
+        assert_eq!(
+            template.fill_in(&later, 1).unwrap_err().to_string(),
+            "split `train`, row 16385 (from 0): column `Tweet text` is null, and `T: {Tweet text}` needs it"
         );
     }
 

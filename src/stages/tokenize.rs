@@ -560,7 +560,7 @@ mod tests {
         fn set(&self, splits: &[(&str, polars::frame::DataFrame)]) {
             let splits =
                 splits.iter().map(|(name, frame)| Split { name: name.to_string(), frame: frame.clone() });
-            let mut dataset = Dataset { splits: splits.collect(), ..Dataset::default() };
+            let dataset = Dataset { splits: splits.collect(), ..Dataset::default() };
             dataset.save(&self.path("data")).unwrap();
         }
 
