@@ -4,14 +4,14 @@
 
 use std::fmt;
 
-use polars::prelude::{AnyValue, DataType};
+use polars::prelude::{AnyValue, DataType, PolarsError};
 use schemars::JsonSchema;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::template::Wording;
-use crate::artifact::dataset::Split;
+use crate::artifact::dataset::{Batch, Split};
 use crate::stage::{Fault, StageError};
 use crate::tokenizer::chat::{ASSISTANT, Message};
 
@@ -69,17 +69,20 @@ impl Chat {
         }
     }
 
-    /// The conversation of a row, counted from 0. One that does not end with the assistant's message is an error.
-    pub fn messages(&self, split: &Split, row: usize) -> Result<Vec<Message>, StageError> {
+    /// The conversation of a row of a batch, counted from 0 there. One that does not end with the assistant's
+    /// message is an error.
+    pub fn messages(&self, batch: &Batch, row: usize) -> Result<Vec<Message>, StageError> {
         match self {
             Self::Messages(messages) => messages
                 .iter()
-                .map(|turn| Ok(Message { role: turn.role.clone(), content: turn.text.fill(split, row)? }))
+                .map(|turn| Ok(Message { role: turn.role.clone(), content: turn.text.fill_in(batch, row)? }))
                 .collect(),
             Self::Column(Conversation { column }) => {
-                let at = format!("split `{}`, row {row} (from 0)", split.name);
-                let messages = cell(split, column, row)?.ok_or_else(|| {
-                    StageError::failed(format!("{at}: column `{column}` has a message without role or content"))
+                let at = format!("split `{}`, row {} (from 0)", batch.rows.name, batch.first + row);
+                let messages = cell(&batch.rows, column, row)?.ok_or_else(|| {
+                    StageError::failed(format!(
+                        "{at}: column `{column}` has a message without role or content"
+                    ))
                 })?;
                 match messages.last() {
                     Some(last) if last.role == ASSISTANT => Ok(messages),
@@ -102,7 +105,7 @@ impl Chat {
 /// The messages of a cell; none if one of them lacks its role or its content.
 fn cell(split: &Split, column: &str, row: usize) -> Result<Option<Vec<Message>>, StageError> {
     let unreadable =
-        |e: polars::error::PolarsError| StageError::failed(format!("column `{column}`, row {row}: {e}"));
+        |e: PolarsError| StageError::failed(format!("column `{column}` of split `{}`: {e}", split.name));
     let series = match split.column(column)?.get(row).map_err(unreadable)? {
         AnyValue::List(series) => series,
         _ => return Ok(Some(Vec::new())),
@@ -111,8 +114,9 @@ fn cell(split: &Split, column: &str, row: usize) -> Result<Option<Vec<Message>>,
     let field = |name| messages.field_by_name(name).map_err(unreadable);
     let (roles, contents) = (field("role")?, field("content")?);
     let (roles, contents) = (roles.str().map_err(unreadable)?, contents.str().map_err(unreadable)?);
-    let message =
-        |(role, content): (Option<&str>, Option<&str>)| Some(Message { role: role?.into(), content: content?.into() });
+    let message = |(role, content): (Option<&str>, Option<&str>)| {
+        Some(Message { role: role?.into(), content: content?.into() })
+    };
     Ok(roles.iter().zip(contents.iter()).map(message).collect())
 }
 

@@ -3,11 +3,13 @@
 pub mod command;
 pub mod evaluate;
 pub mod generate;
+pub mod group_texts;
 pub mod load_dataset;
 pub mod relabel;
 pub mod split;
 pub mod tokenize;
 pub mod train_soft_prompt;
+pub mod train_tokenizer;
 
 pub mod base;
 pub mod chat;
@@ -31,7 +33,9 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<load_dataset::LoadDataset>(),
     Kind::of::<relabel::Relabel>(),
     Kind::of::<split::SplitRows>(),
+    Kind::of::<train_tokenizer::TrainTokenizer>(),
     Kind::of::<tokenize::Tokenize>(),
+    Kind::of::<group_texts::GroupTexts>(),
     Kind::of::<train_soft_prompt::TrainSoftPrompt>(),
     Kind::of::<evaluate::Evaluate>(),
     Kind::of::<generate::Generate>(),

@@ -165,16 +165,16 @@ impl Wording {
         self.templates().try_for_each(|template| template.fits(split))
     }
 
-    /// The text of a row, counted from 0. A null cell is an error.
-    pub fn fill(&self, split: &Split, row: usize) -> Result<String, StageError> {
+    /// The text of a row of a batch, counted from 0 there. A null cell is an error.
+    pub fn fill_in(&self, batch: &Batch, row: usize) -> Result<String, StageError> {
         let Lines { lines, then } = match self {
-            Self::Plain(template) => return template.fill(split, row),
+            Self::Plain(template) => return template.fill_in(batch, row),
             Self::Lines(lines) => lines,
         };
-        let lines = lines.iter().map(|line| line.fill(split, row)).collect::<Result<Vec<_>, _>>()?;
+        let lines = lines.iter().map(|line| line.fill_in(batch, row)).collect::<Result<Vec<_>, _>>()?;
         let mut text = python::strip(&lines.join("\n")).to_owned();
         if let Some(then) = then {
-            text.push_str(&then.fill(split, row)?);
+            text.push_str(&then.fill_in(batch, row)?);
         }
         Ok(text)
     }
@@ -254,13 +254,16 @@ mod tests {
 
     #[test]
     fn lines_are_joined_stripped_and_followed() {
-        let wording = |keys: &str| serde_json::from_str::<Wording>(keys).unwrap().fill(&split(), 0).unwrap();
+        let batch = Batch { first: 0, rows: split() };
+        let wording = |keys: &str| serde_json::from_str::<Wording>(keys).unwrap().fill_in(&batch, 0).unwrap();
         assert_eq!(
             wording(r#"{"lines": ["\t Human: {words}", " \u001c "], "then": "\n\nAssistant: "}"#),
             "Human: a\n\nAssistant: "
         );
         assert_eq!(wording(r#"{"lines": ["{words}", "", "{Label} "]}"#), "a\n\n1");
         assert_eq!(wording(r#"" {words} ""#), " a ");
+        let refusal = serde_json::from_str::<Wording>(r#"{"lines": ["{a"]}"#).unwrap_err().to_string();
+        assert!(refusal.starts_with("`{` in `{a` is never closed"), "{refusal}");
     }
 
     #[test]

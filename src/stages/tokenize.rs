@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::dataset::{Dataset, Split};
-use crate::artifact::tokens::{About, Form, IGNORED, MadeBy, PadTo, Padding, Row, Tokens};
+use crate::artifact::dataset::{Batch, Batches, Stored};
+use crate::artifact::tokens::{About, Form, IGNORED, MadeBy, PadTo, Padding, Row, TokensWriter};
 use crate::location::{Location, Place};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
 use crate::stages::chat::Chat;
@@ -92,7 +92,7 @@ pub enum PaddingRule {
 
 impl Stage for Tokenize {
     const KIND: &'static str = "tokenize";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const LANE: Lane = Lane::Cpu;
     const ABOUT: &'static str =
         "Turns rows of text into token ids, with labels where something is to be learned.";
@@ -174,10 +174,10 @@ impl Stage for Tokenize {
                 ("text", self.text.is_some()),
             ];
             for (key, _) in beside.into_iter().filter(|(_, is_set)| *is_set) {
-                faults.push(
-                    Fault::new(key, format!("`{key}` stands beside `chat`"))
-                        .help("keep `chat` for the tokenizer's chat template, or write the texts without it"),
-                );
+                faults
+                    .push(Fault::new(key, format!("`{key}` stands beside `chat`")).help(
+                        "keep `chat` for the tokenizer's chat template, or write the texts without it",
+                    ));
             }
             if self.special_tokens == Some(true) {
                 faults.push(
@@ -207,32 +207,40 @@ impl Stage for Tokenize {
         let (name, path) = self.tokenizer_at(context)?;
         let tokenizer = Tokenizer::open(&path)?;
         let job = self.job(&tokenizer)?;
-        let dataset = Dataset::load(&context.input("dataset")?.path)?;
-        if dataset.splits.is_empty() {
+        let dataset = Stored::open(&context.input("dataset")?.path)?;
+        let splits = dataset.split_names();
+        if splits.is_empty() {
             return Err(StageError::failed("the dataset has no splits"));
         }
-        for split in &dataset.splits {
-            job.fits(split)?;
+        let mut total = 0;
+        for split in &splits {
+            let batches = dataset.batches(split)?;
+            job.fits(&batches)?;
+            total += batches.rows();
         }
-        let total: usize = dataset.splits.iter().map(Split::rows).sum();
+        context.go_on()?;
         let mut done = 0;
-        let mut splits = Vec::with_capacity(dataset.splits.len());
-        for split in &dataset.splits {
-            let mut rows = Vec::with_capacity(split.rows());
-            for start in (0..split.rows()).step_by(BATCH) {
-                context.go_on()?;
-                let end = split.rows().min(start + BATCH);
-                let batch: Vec<_> = (start..end).into_par_iter().map(|row| job.row(split, row)).collect();
-                for row in batch {
-                    rows.push(row?);
+        let mut tokens = TokensWriter::create(context.out, job.about(name));
+        for name in &splits {
+            let mut split = tokens.split(name)?;
+            let mut losses = Losses::default();
+            for batch in dataset.batches(name)? {
+                let batch = batch?;
+                for start in (0..batch.rows.rows()).step_by(BATCH) {
+                    context.go_on()?;
+                    let rows = start..batch.rows.rows().min(start + BATCH);
+                    done += rows.len();
+                    let encoded: Vec<_> = rows.into_par_iter().map(|row| job.row(&batch, row)).collect();
+                    // One after another, so that of several errors it is always the first that is told.
+                    let encoded = encoded.into_iter().map(|row| Ok(losses.count(row?)));
+                    split.write(&encoded.collect::<Result<Vec<_>, StageError>>()?)?;
+                    context.progress(done as u64, total as u64, "rows", name);
                 }
-                done += end - start;
-                context.progress(done as u64, total as u64, "rows", &split.name);
             }
-            self.tell_what_was_cut(context, &split.name, &rows)?;
-            splits.push((split.name.clone(), rows.into_iter().map(|encoded| encoded.row).collect()));
+            split.end()?;
+            self.tell_what_was_cut(context, name, &losses)?;
         }
-        Tokens::save(context.out, job.about(name), &splits)?;
+        tokens.finish()?;
         Ok(())
     }
 }
@@ -327,23 +335,19 @@ impl Tokenize {
         &self,
         context: &Context<'_>,
         split: &str,
-        rows: &[Encoded],
+        losses: &Losses,
     ) -> Result<(), StageError> {
         let Some(max_length) = self.max_length else { return Ok(()) };
-        let longest = rows.iter().map(|r| r.full_len).max().unwrap_or(0);
+        let Losses { rows, longest, cut, wholly, .. } = losses;
         if self.text.is_some() {
-            let cut = rows.iter().filter(|r| r.full_len > max_length).count();
-            if cut > 0 {
+            if *cut > 0 {
                 context.note(format!(
-                    "split `{split}`: {cut} of {} rows are cut to max_length {max_length}; the longest has \
-                     {longest} tokens",
-                    rows.len()
+                    "split `{split}`: {cut} of {rows} rows are cut to max_length {max_length}; the longest has \
+                     {longest} tokens"
                 ));
             }
             return Ok(());
         }
-        let cut: Vec<&Encoded> = rows.iter().filter(|r| r.lost_labels > 0).collect();
-        let wholly = rows.iter().filter(|r| r.is_unlearnable()).count();
         let advice = match self.truncation_side {
             Side::Right => {
                 format!(
@@ -352,7 +356,7 @@ impl Tokenize {
             }
             Side::Left => format!("raise max_length (the longest row has {longest} tokens)"),
         };
-        if wholly == rows.len() {
+        if wholly == rows {
             return Err(StageError::with_help(
                 format!(
                     "split `{split}`: max_length {max_length} cuts off the label of every row ({wholly}), so \
@@ -361,19 +365,47 @@ impl Tokenize {
                 advice,
             ));
         }
-        if !cut.is_empty() {
-            let first: Vec<String> = cut.iter().take(NAMED).map(|r| r.row.source.to_string()).collect();
-            let more = if cut.len() > NAMED { ", …" } else { "" };
+        if *cut > 0 {
+            let first: Vec<String> = losses.first.iter().map(u32::to_string).collect();
+            let more = if *cut > NAMED { ", …" } else { "" };
             context.warn(format!(
-                "split `{split}`: max_length {max_length} cuts off the label of {} of {} rows ({wholly} wholly, \
-                 {} partly): rows {}{more} (from 0); {advice}",
-                cut.len(),
-                rows.len(),
-                cut.len() - wholly,
+                "split `{split}`: max_length {max_length} cuts off the label of {cut} of {rows} rows ({wholly} \
+                 wholly, {} partly): rows {}{more} (from 0); {advice}",
+                cut - wholly,
                 first.join(", "),
             ));
         }
         Ok(())
+    }
+}
+
+/// What was cut off the rows of a split.
+#[derive(Default)]
+struct Losses {
+    rows: usize,
+    /// The most tokens a row had before it was cut.
+    longest: usize,
+    /// Rows that lost labels.
+    cut: usize,
+    /// Of these, rows that lost all of them.
+    wholly: usize,
+    /// The first rows that lost labels.
+    first: Vec<u32>,
+}
+
+impl Losses {
+    /// Counts a row, and gives what is left of it.
+    fn count(&mut self, encoded: Encoded) -> Row {
+        self.rows += 1;
+        self.longest = self.longest.max(encoded.full_len);
+        if encoded.lost_labels > 0 {
+            self.cut += 1;
+            self.wholly += usize::from(encoded.is_unlearnable());
+            if self.first.len() < NAMED {
+                self.first.push(encoded.row.source);
+            }
+        }
+        encoded.row
     }
 }
 
@@ -433,8 +465,9 @@ impl Job<'_> {
     }
 
     /// Refuses a split without rows or without a column the texts need.
-    fn fits(&self, split: &Split) -> Result<(), StageError> {
-        if split.rows() == 0 {
+    fn fits(&self, batches: &Batches) -> Result<(), StageError> {
+        let split = &batches.header()?;
+        if batches.rows() == 0 {
             return Err(StageError::with_help(
                 format!("split `{}` of the dataset has no rows", split.name),
                 "look at the stage that made it, or leave the split out",
@@ -448,20 +481,22 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn row(&self, split: &Split, at: usize) -> Result<Encoded, StageError> {
+    fn row(&self, batch: &Batch, row: usize) -> Result<Encoded, StageError> {
+        let at = batch.first + row;
+        let split = &batch.rows.name;
         match &self.texts {
             Texts::PromptTarget { prompt, target } => {
-                self.two_texts(split, at, &prompt.fill(split, at)?, target.fill(split, at)?)
+                self.two_texts(split, at, &prompt.fill_in(batch, row)?, target.fill_in(batch, row)?)
             }
             Texts::Chat { chat, template } => {
-                let messages = chat.messages(split, at)?;
-                let (prompt, target) = template.prompt_and_target(&messages).map_err(|e| {
-                    StageError::failed(format!("split `{}`, row {at} (from 0): {e}", split.name))
-                })?;
+                let messages = chat.messages(batch, row)?;
+                let (prompt, target) = template
+                    .prompt_and_target(&messages)
+                    .map_err(|e| StageError::failed(format!("split `{split}`, row {at} (from 0): {e}")))?;
                 self.two_texts(split, at, &prompt, target)
             }
             Texts::Plain(text) => {
-                let mut ids = self.tokenizer.encode(&text.fill(split, at)?, self.special)?;
+                let mut ids = self.tokenizer.encode(&text.fill_in(batch, row)?, self.special)?;
                 ids.extend(&self.end_ids);
                 Ok(self.cut(Row { source: at as u32, labels: learned(&ids), ids, ..Row::default() }))
             }
@@ -469,20 +504,14 @@ impl Job<'_> {
     }
 
     /// The row of a prompt that is not learned and a target that is.
-    fn two_texts(
-        &self,
-        split: &Split,
-        at: usize,
-        prompt: &str,
-        target: String,
-    ) -> Result<Encoded, StageError> {
+    fn two_texts(&self, split: &str, at: usize, prompt: &str, target: String) -> Result<Encoded, StageError> {
         let mut ids = self.tokenizer.encode(prompt, self.special)?;
         let prompt_len = ids.len();
         let mut target_ids = self.tokenizer.encode(&target, self.special)?;
         target_ids.extend(&self.end_ids);
         if target_ids.is_empty() {
             return Err(StageError::with_help(
-                format!("split `{}`, row {at} (from 0): the target is empty", split.name),
+                format!("split `{split}`, row {at} (from 0): the target is empty"),
                 "leave such rows out of the data, or let `end` append a token",
             ));
         }
@@ -530,7 +559,8 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::artifact::dataset::Dataset;
+    use crate::artifact::dataset::{Dataset, Split};
+    use crate::artifact::tokens::Tokens;
     use crate::secrets::Secrets;
     use crate::stage::{Artifact, Cancel, Saying};
     use crate::tokenizer::testing;

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use minijinja::value::{Kwargs, ValueKind};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
 use minijinja_contrib::pycompat;
 
@@ -200,7 +200,8 @@ mod tests {
     use super::*;
 
     fn special() -> BTreeMap<String, String> {
-        let tokens = [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>")];
+        let tokens =
+            [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>")];
         tokens.map(|(name, token)| (name.to_owned(), token.to_owned())).into()
     }
 
@@ -253,7 +254,8 @@ mod tests {
 
     #[test]
     fn a_prompt_that_does_not_begin_the_whole_is_refused() {
-        let source = "{% for m in messages %}{{ m.content }};{% endfor %}{% if add_generation_prompt %}>{% endif %}";
+        let source =
+            "{% for m in messages %}{{ m.content }};{% endfor %}{% if add_generation_prompt %}>{% endif %}";
         let template = ChatTemplate::new(source, special()).unwrap();
         let messages = [message("user", "a"), message("assistant", "b")];
         assert_eq!(
@@ -266,7 +268,10 @@ mod tests {
     #[test]
     fn what_can_not_be_read_or_called_is_told_with_its_line() {
         let broken = ChatTemplate::new("a\n{% for %}", special()).unwrap_err().to_string();
-        assert_eq!(broken, "the chat template can't be read: line 2: syntax error: unexpected end of block, expected in");
+        assert_eq!(
+            broken,
+            "the chat template can't be read: line 2: syntax error: unexpected end of block, expected in"
+        );
         let template = ChatTemplate::new("\n{{ strftime_now('%d') }}", special()).unwrap();
         assert_eq!(
             template.render(&[message("user", "a")], Ending::Message).unwrap_err().to_string(),
