@@ -41,5 +41,6 @@ pub mod stages;
 // The numbers.
 pub mod device;
 pub mod model;
+pub mod python;
 pub mod tokenizer;
 pub mod train;

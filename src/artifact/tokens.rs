@@ -1,4 +1,5 @@
-//! Tokenised splits: rows of token ids with labels, parquet on disk, described by `tokens.json`.
+//! Tokenised splits: rows of token ids with labels, parquet on disk, described by `tokens.json`. Of plain text
+//! only the ids are on disk, because its labels are its ids.
 //!
 //! Rows are kept without padding: what padding was asked for is written down, and [`About::pads_before`] says
 //! which positions it would have given a row. Knows nothing of batches, models or how the ids came about.
@@ -9,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::{
     Column, DataFrame, DataType, Int64Type, IntoSeries, ListBuilderTrait, ListPrimitiveChunkedBuilder,
-    PolarsError, UInt32Type,
+    PolarsError, PolarsNumericType, Schema, UInt32Type,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::dataset::{DatasetError, check_split_name};
-use crate::artifact::parquet::{read_parquet, write_parquet};
+use crate::artifact::parquet::{RowGroupWriter, RowGroups};
 use crate::tokenizer::{Side, Tokenizer};
 
 /// The file that names the splits and describes the rows.
@@ -121,7 +122,8 @@ pub struct SplitSize {
     pub rows: usize,
 }
 
-/// A folder of tokenised splits: the description in memory, rows read by [`Tokens::rows`].
+/// A folder of tokenised splits: the description in memory, rows read by [`Tokens::rows`] or
+/// [`Tokens::batches`].
 #[derive(Clone, Debug)]
 pub struct Tokens {
     dir: PathBuf,
@@ -180,7 +182,7 @@ struct Index {
 }
 
 impl Tokens {
-    /// Reads the description of what [`Tokens::save`] wrote.
+    /// Reads the description of what a [`TokensWriter`] wrote.
     pub fn open(dir: &Path) -> Result<Self, TokensError> {
         let path = dir.join(INDEX);
         let text = match fs::read_to_string(&path) {
@@ -205,42 +207,27 @@ impl Tokens {
 
     /// Reads the rows of one split.
     pub fn rows(&self, split: &str) -> Result<Vec<Row>, TokensError> {
-        let Some(size) = self.splits.iter().find(|s| s.name == split) else {
-            let have = self.splits.iter().map(|s| s.name.clone()).collect();
-            return Err(DatasetError::NoSplit { name: split.into(), have }.into());
-        };
-        let path = self.path(&size.name);
-        let broken = |reason| TokensError::Broken { path: path.clone(), reason };
-        let rows = from_frame(&read_parquet(&path)?).map_err(|e| broken(e.to_string()))?;
-        if rows.len() != size.rows {
-            return Err(broken(format!("has {} rows, {INDEX} says {}", rows.len(), size.rows)));
-        }
-        if let Some(at) =
-            rows.iter().position(|r| r.labels.len() != r.ids.len() || r.prompt_len > r.ids.len())
-        {
-            return Err(broken(format!("row {at}: ids, labels and prompt don't have the same length")));
+        let batches = self.batches(split)?;
+        let mut rows = Vec::with_capacity(batches.groups.rows());
+        for batch in batches {
+            rows.extend(batch?);
         }
         Ok(rows)
     }
 
-    /// Writes one parquet file per split and [`INDEX`] into a folder that exists. Equal rows give equal bytes.
-    pub fn save(dir: &Path, about: About, splits: &[(String, Vec<Row>)]) -> Result<Self, TokensError> {
-        let sizes = splits.iter().map(|(name, rows)| SplitSize { name: name.clone(), rows: rows.len() });
-        let tokens = Self { dir: dir.into(), about, splits: sizes.collect() };
-        for (name, rows) in splits {
-            check_split_name(name)?;
-            let path = tokens.path(name);
-            let frame = to_frame(rows)
-                .map_err(|e| TokensError::Broken { path: path.clone(), reason: e.to_string() })?;
-            write_parquet(&frame, &path)?;
+    /// The rows of one split, some thousand at a time, in their order.
+    pub fn batches(&self, split: &str) -> Result<Batches, TokensError> {
+        let Some(size) = self.splits.iter().find(|s| s.name == split) else {
+            let have = self.splits.iter().map(|s| s.name.clone()).collect();
+            return Err(DatasetError::NoSplit { name: split.into(), have }.into());
+        };
+        let path = path(&self.dir, split);
+        let groups = RowGroups::open(&path)?;
+        if groups.rows() != size.rows {
+            let reason = format!("has {} rows, {INDEX} says {}", groups.rows(), size.rows);
+            return Err(TokensError::Broken { path, reason });
         }
-        let path = dir.join(INDEX);
-        let index = Index { splits: tokens.splits.clone(), about: tokens.about.clone() };
-        let mut text = serde_json::to_string_pretty(&index)
-            .map_err(|e| TokensError::Broken { path: path.clone(), reason: e.to_string() })?;
-        text.push('\n');
-        fs::write(&path, text).map_err(|error| TokensError::Io { path, error })?;
-        Ok(tokens)
+        Ok(Batches { path, groups, form: self.about.form, first: 0 })
     }
 
     /// Refuses a model whose tokenizer gives these ids another meaning.
@@ -254,22 +241,149 @@ impl Tokens {
             size: tokenizer.vocab_size(),
         })
     }
+}
 
-    fn path(&self, split: &str) -> PathBuf {
-        self.dir.join(format!("{split}.parquet"))
+fn path(dir: &Path, split: &str) -> PathBuf {
+    dir.join(format!("{split}.parquet"))
+}
+
+/// The rows of one split, batch by batch.
+pub struct Batches {
+    path: PathBuf,
+    groups: RowGroups,
+    form: Form,
+    /// How many rows the batches so far had.
+    first: usize,
+}
+
+impl Batches {
+    /// How many rows the split has.
+    pub fn rows(&self) -> usize {
+        self.groups.rows()
+    }
+
+    fn batch(&mut self, frame: &DataFrame) -> Result<Vec<Row>, TokensError> {
+        let broken = |reason| TokensError::Broken { path: self.path.clone(), reason };
+        let rows = from_frame(frame, self.form, self.first as u32).map_err(|e| broken(e.to_string()))?;
+        let uneven = |row: &Row| row.labels.len() != row.ids.len() || row.prompt_len > row.ids.len();
+        if let Some(at) = rows.iter().position(uneven) {
+            let at = self.first + at;
+            return Err(broken(format!("row {at}: ids, labels and prompt don't have the same length")));
+        }
+        self.first += rows.len();
+        Ok(rows)
     }
 }
 
-fn to_frame(rows: &[Row]) -> Result<DataFrame, PolarsError> {
+impl Iterator for Batches {
+    type Item = Result<Vec<Row>, TokensError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let frame = self.groups.next()?;
+        Some(frame.map_err(TokensError::from).and_then(|frame| self.batch(&frame)))
+    }
+}
+
+/// Tokens in the making: one split after the other, rows as they come.
+pub struct TokensWriter {
+    tokens: Tokens,
+}
+
+/// A split in the making; it counts once it is [ended](SplitWriter::end).
+pub struct SplitWriter<'a> {
+    splits: &'a mut Vec<SplitSize>,
+    form: Form,
+    name: String,
+    path: PathBuf,
+    file: RowGroupWriter,
+}
+
+impl TokensWriter {
+    /// Tokens in a folder that exists.
+    pub fn create(dir: &Path, about: About) -> Self {
+        Self { tokens: Tokens { dir: dir.into(), about, splits: Vec::new() } }
+    }
+
+    /// Begins the next split.
+    pub fn split(&mut self, name: &str) -> Result<SplitWriter<'_>, TokensError> {
+        check_split_name(name)?;
+        let Tokens { dir, about, splits } = &mut self.tokens;
+        let path = path(dir, name);
+        let file = RowGroupWriter::create(&path, &schema(about.form))?;
+        Ok(SplitWriter { splits, form: about.form, name: name.into(), path, file })
+    }
+
+    /// Writes [`INDEX`], without which there are no tokens.
+    pub fn finish(self) -> Result<Tokens, TokensError> {
+        let path = self.tokens.dir.join(INDEX);
+        let index = Index { splits: self.tokens.splits.clone(), about: self.tokens.about.clone() };
+        let mut text = serde_json::to_string_pretty(&index)
+            .map_err(|e| TokensError::Broken { path: path.clone(), reason: e.to_string() })?;
+        text.push('\n');
+        fs::write(&path, text).map_err(|error| TokensError::Io { path, error })?;
+        Ok(self.tokens)
+    }
+}
+
+impl SplitWriter<'_> {
+    /// Puts rows below those written so far. Of plain text only the ids are taken.
+    pub fn write(&mut self, rows: &[Row]) -> Result<(), TokensError> {
+        let frame = to_frame(rows, self.form)
+            .map_err(|e| TokensError::Broken { path: self.path.clone(), reason: e.to_string() })?;
+        Ok(self.file.write(&frame)?)
+    }
+
+    /// Puts blocks of plain text below the rows written so far.
+    pub fn write_blocks<'a>(&mut self, blocks: impl Iterator<Item = &'a [u32]>) -> Result<(), TokensError> {
+        let frame = texts(blocks)
+            .map_err(|e| TokensError::Broken { path: self.path.clone(), reason: e.to_string() })?;
+        Ok(self.file.write(&frame)?)
+    }
+
+    /// Ends the split; tells how many rows it has.
+    pub fn end(self) -> Result<usize, TokensError> {
+        let rows = self.file.finish()?;
+        self.splits.push(SplitSize { name: self.name, rows });
+        Ok(rows)
+    }
+}
+
+fn list<T: PolarsNumericType>(name: &str, rows: usize, tokens: usize) -> ListPrimitiveChunkedBuilder<T> {
+    ListPrimitiveChunkedBuilder::new(name.into(), rows, tokens, T::get_static_dtype())
+}
+
+fn schema(form: Form) -> Schema {
+    let of = |inner| DataType::List(Box::new(inner));
+    let ids = ("input_ids".into(), of(DataType::UInt32));
+    match form {
+        Form::Text => Schema::from_iter([ids]),
+        Form::PromptTarget => Schema::from_iter([
+            ids,
+            ("labels".into(), of(DataType::Int64)),
+            ("row".into(), DataType::UInt32),
+            ("prompt_length".into(), DataType::UInt32),
+            ("target".into(), DataType::String),
+        ]),
+    }
+}
+
+fn texts<'a>(texts: impl Iterator<Item = &'a [u32]>) -> Result<DataFrame, PolarsError> {
+    let mut ids = list::<UInt32Type>("input_ids", 0, 0);
+    let mut rows = 0;
+    for text in texts {
+        ids.append_slice(text);
+        rows += 1;
+    }
+    DataFrame::new(rows, vec![ids.finish().into_series().into()])
+}
+
+fn to_frame(rows: &[Row], form: Form) -> Result<DataFrame, PolarsError> {
+    if form == Form::Text {
+        return texts(rows.iter().map(|row| row.ids.as_slice()));
+    }
     let tokens = rows.iter().map(|r| r.ids.len()).sum();
-    let mut ids = ListPrimitiveChunkedBuilder::<UInt32Type>::new(
-        "input_ids".into(),
-        rows.len(),
-        tokens,
-        DataType::UInt32,
-    );
-    let mut labels =
-        ListPrimitiveChunkedBuilder::<Int64Type>::new("labels".into(), rows.len(), tokens, DataType::Int64);
+    let mut ids = list::<UInt32Type>("input_ids", rows.len(), tokens);
+    let mut labels = list::<Int64Type>("labels", rows.len(), tokens);
     for row in rows {
         ids.append_slice(&row.ids);
         labels.append_slice(&row.labels);
@@ -289,30 +403,44 @@ fn to_frame(rows: &[Row]) -> Result<DataFrame, PolarsError> {
     )
 }
 
-fn from_frame(frame: &DataFrame) -> Result<Vec<Row>, PolarsError> {
+/// The rows of a frame; `first` is the place of the first one in its split.
+fn from_frame(frame: &DataFrame, form: Form, first: u32) -> Result<Vec<Row>, PolarsError> {
     let empty = |name: &str| PolarsError::ComputeError(format!("an empty cell in column `{name}`").into());
-    let (ids, labels) = (frame.column("input_ids")?.list()?, frame.column("labels")?.list()?);
+    let all_ids = lists::<UInt32Type>(frame, "input_ids")?;
+    if form == Form::Text {
+        let row = |(source, ids): (u32, Vec<u32>)| {
+            let labels = ids.iter().map(|&id| id.into()).collect();
+            Row { source, ids, labels, ..Row::default() }
+        };
+        return Ok((first..).zip(all_ids).map(row).collect());
+    }
+    let all_labels = lists::<Int64Type>(frame, "labels")?;
     let (sources, prompts) = (frame.column("row")?.u32()?, frame.column("prompt_length")?.u32()?);
     let targets = frame.column("target")?.str()?;
-    (0..frame.height())
-        .map(|at| {
-            let row_ids = ids.get_as_series(at).ok_or_else(|| empty("input_ids"))?;
-            let row_labels = labels.get_as_series(at).ok_or_else(|| empty("labels"))?;
+    let lists = all_ids.into_iter().zip(all_labels).enumerate();
+    lists
+        .map(|(at, (ids, labels))| {
             Ok(Row {
                 source: sources.get(at).ok_or_else(|| empty("row"))?,
-                ids: row_ids
-                    .u32()?
-                    .iter()
-                    .map(|id| id.ok_or_else(|| empty("input_ids")))
-                    .collect::<Result<_, _>>()?,
-                labels: row_labels
-                    .i64()?
-                    .iter()
-                    .map(|label| label.ok_or_else(|| empty("labels")))
-                    .collect::<Result<_, _>>()?,
+                ids,
+                labels,
                 prompt_len: prompts.get(at).ok_or_else(|| empty("prompt_length"))? as usize,
                 target: targets.get(at).map(str::to_owned),
             })
+        })
+        .collect()
+}
+
+/// The cells of a column of lists of numbers.
+fn lists<T: PolarsNumericType>(frame: &DataFrame, name: &str) -> Result<Vec<Vec<T::Native>>, PolarsError> {
+    let empty = || PolarsError::ComputeError(format!("an empty cell in column `{name}`").into());
+    let column = frame.column(name)?.list()?;
+    (0..column.len())
+        .map(|at| {
+            let cell = column.get_as_series(at).ok_or_else(empty)?;
+            let numbers = cell.unpack::<T>()?;
+            // In one piece and without a null is how a writer leaves them.
+            Ok(numbers.cont_slice().map_err(|_| empty())?.to_vec())
         })
         .collect()
 }
@@ -350,6 +478,33 @@ mod tests {
         ]
     }
 
+    fn save(dir: &Path, about: About, splits: &[(&str, Vec<Row>)]) -> Tokens {
+        let mut tokens = TokensWriter::create(dir, about);
+        for (name, rows) in splits {
+            let mut split = tokens.split(name).unwrap();
+            split.write(rows).unwrap();
+            assert_eq!(split.end().unwrap(), rows.len());
+        }
+        tokens.finish().unwrap()
+    }
+
+    #[test]
+    fn plain_text_is_its_ids_and_comes_in_batches() {
+        let dir = tempfile::tempdir().unwrap();
+        let row = |source: u32| Row {
+            source,
+            ids: vec![source, 7],
+            labels: vec![source.into(), 7],
+            ..Row::default()
+        };
+        let rows: Vec<Row> = (0..20_000).map(row).collect();
+        let about = About { form: Form::Text, ..about(Side::Right, PadTo::None, None) };
+        let tokens = save(dir.path(), about, &[("train", rows.clone())]);
+        assert_eq!(tokens.rows("train").unwrap(), rows);
+        let sizes: Vec<usize> = tokens.batches("train").unwrap().map(|rows| rows.unwrap().len()).collect();
+        assert_eq!(sizes, [16_384, 3_616]);
+    }
+
     #[test]
     fn padding_is_positions_before_a_row() {
         let before = |side, to, max| about(side, to, max).pads_before(10, 25);
@@ -363,15 +518,15 @@ mod tests {
     #[test]
     fn comes_back_as_it_was_saved_and_saves_the_same_bytes_again() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let splits = [("train".to_string(), rows()), ("test".to_string(), rows()[..1].to_vec())];
+        let splits = [("train", rows()), ("test", rows()[..1].to_vec())];
         let about = about(Side::Left, PadTo::MaxLength, Some(64));
-        Tokens::save(one.path(), about.clone(), &splits).unwrap();
+        save(one.path(), about.clone(), &splits);
         let back = Tokens::open(one.path()).unwrap();
         assert_eq!(back.about, about);
         assert_eq!(back.rows("train").unwrap(), rows());
         assert_eq!(back.rows("test").unwrap(), rows()[..1]);
 
-        Tokens::save(two.path(), about, &splits).unwrap();
+        save(two.path(), about, &splits);
         for file in ["train.parquet", "test.parquet", INDEX] {
             assert_eq!(fs::read(one.path().join(file)).unwrap(), fs::read(two.path().join(file)).unwrap());
         }
@@ -380,8 +535,8 @@ mod tests {
     #[test]
     fn only_the_splits_asked_for_are_read() {
         let dir = tempfile::tempdir().unwrap();
-        let splits = [("train".to_string(), rows()), ("test".to_string(), rows())];
-        Tokens::save(dir.path(), about(Side::Left, PadTo::None, None), &splits).unwrap();
+        let splits = [("train", rows()), ("test", rows())];
+        save(dir.path(), about(Side::Left, PadTo::None, None), &splits);
         fs::remove_file(dir.path().join("test.parquet")).unwrap();
         assert_eq!(Tokens::open(dir.path()).unwrap().rows("train").unwrap().len(), 2);
     }
@@ -394,8 +549,7 @@ mod tests {
             absent.to_string(),
             format!("{}: no tokens here (it has no tokens.json)", dir.path().display())
         );
-        let splits = [("train".to_string(), rows())];
-        let tokens = Tokens::save(dir.path(), about(Side::Left, PadTo::None, None), &splits).unwrap();
+        let tokens = save(dir.path(), about(Side::Left, PadTo::None, None), &[("train", rows())]);
         assert_eq!(
             tokens.rows("trian").unwrap_err().to_string(),
             "no split `trian` (did you mean `train`?); there is `train`"
@@ -405,8 +559,7 @@ mod tests {
     #[test]
     fn a_file_that_does_not_fit_its_description_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let splits = [("train".to_string(), rows())];
-        Tokens::save(dir.path(), about(Side::Left, PadTo::None, None), &splits).unwrap();
+        save(dir.path(), about(Side::Left, PadTo::None, None), &[("train", rows())]);
         let index = dir.path().join(INDEX);
         let text = fs::read_to_string(&index).unwrap().replace("\"rows\": 2", "\"rows\": 3");
         fs::write(&index, text).unwrap();
@@ -424,7 +577,7 @@ mod tests {
         let own = Tokenizer::open(dir.path()).unwrap();
         let mut about = about(Side::Left, PadTo::None, None);
         about.tokenizer.fingerprint = own.fingerprint();
-        let tokens = Tokens::save(dir.path(), about, &[]).unwrap();
+        let tokens = save(dir.path(), about, &[]);
         tokens.belong_to("models/tiny", &own).unwrap();
 
         crate::tokenizer::testing::write_folder(dir.path(), r#"{"pad_token": "[PAD]"}"#);

@@ -194,6 +194,11 @@ impl Gguf {
         self.flag("tokenizer.ggml.add_eos_token")
     }
 
+    /// The chat template's Jinja.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.text("tokenizer.chat_template").ok()
+    }
+
     /// The tokenizer, as the model's own `tokenizer.json` has it, but without begin and end tokens around a
     /// text: see [`Gguf::adds_bos`].
     pub fn tokenizer(&self) -> Result<Tokenizer, GgufError> {

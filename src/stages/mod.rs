@@ -2,15 +2,19 @@
 
 pub mod command;
 pub mod evaluate;
+pub mod fine_tune;
 pub mod generate;
+pub mod group_texts;
 pub mod load_dataset;
 pub mod relabel;
 pub mod split;
 pub mod tokenize;
 pub mod train_soft_prompt;
+pub mod train_tokenizer;
 pub mod transform;
 
 pub mod base;
+pub mod chat;
 pub mod place;
 pub mod prompt;
 mod publish;
@@ -35,8 +39,11 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<relabel::Relabel>(),
     Kind::of::<split::SplitRows>(),
     Kind::of::<transform::Transform>(),
+    Kind::of::<train_tokenizer::TrainTokenizer>(),
     Kind::of::<tokenize::Tokenize>(),
+    Kind::of::<group_texts::GroupTexts>(),
     Kind::of::<train_soft_prompt::TrainSoftPrompt>(),
+    Kind::of::<fine_tune::FineTune>(),
     Kind::of::<evaluate::Evaluate>(),
     Kind::of::<generate::Generate>(),
     Kind::of::<command::Command>(),

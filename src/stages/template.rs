@@ -1,13 +1,18 @@
-//! Text with `{column}` placeholders, filled in from a row of a dataset.
+//! Text with `{column}` placeholders, filled in from a row of a dataset: one text, or lines that are joined and
+//! stripped as recipes in Python do it.
 //!
 //! Knows how placeholders are written; does not know what the text is for.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::dataset::{Batch, DatasetError, Split};
+use crate::python;
 use crate::stage::StageError;
 
 /// Text with `{column}` placeholders; `{{` and `}}` stand for braces.
@@ -125,6 +130,76 @@ impl Template {
     }
 }
 
+/// The wording of a text: a template as it stands, or lines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Wording {
+    /// As it stands.
+    Plain(Template),
+    /// Joined and stripped.
+    Lines(Lines),
+}
+
+/// Lines joined by a newline; what is blank at both ends of the whole is stripped, as Python's `str.strip` does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Lines {
+    /// The lines.
+    pub lines: Vec<Template>,
+    /// What follows the stripped lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub then: Option<Template>,
+}
+
+impl Wording {
+    fn templates(&self) -> impl Iterator<Item = &Template> {
+        let (lines, then) = match self {
+            Self::Plain(template) => (std::slice::from_ref(template), None),
+            Self::Lines(Lines { lines, then }) => (lines.as_slice(), then.as_ref()),
+        };
+        lines.iter().chain(then)
+    }
+
+    /// Refuses a split that lacks a column it names.
+    pub fn fits(&self, split: &Split) -> Result<(), DatasetError> {
+        self.templates().try_for_each(|template| template.fits(split))
+    }
+
+    /// The text of a row of a batch, counted from 0 there. A null cell is an error.
+    pub fn fill_in(&self, batch: &Batch, row: usize) -> Result<String, StageError> {
+        let Lines { lines, then } = match self {
+            Self::Plain(template) => return template.fill_in(batch, row),
+            Self::Lines(lines) => lines,
+        };
+        let lines = lines.iter().map(|line| line.fill_in(batch, row)).collect::<Result<Vec<_>, _>>()?;
+        let mut text = python::strip(&lines.join("\n")).to_owned();
+        if let Some(then) = then {
+            text.push_str(&then.fill_in(batch, row)?);
+        }
+        Ok(text)
+    }
+}
+
+/// By hand, because a derived one would tell nothing of what is wrong within.
+impl<'de> Deserialize<'de> for Wording {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Wording;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("text, or a mapping with `lines`")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Wording, E> {
+                Template::parse(text).map(Wording::Plain).map_err(E::custom)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Wording, A::Error> {
+                Lines::deserialize(MapAccessDeserializer::new(map)).map(Wording::Lines)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
 impl TryFrom<String> for Template {
     type Error = TemplateError;
     fn try_from(text: String) -> Result<Self, TemplateError> {
@@ -175,6 +250,20 @@ mod tests {
         assert_eq!(filled("{Label}{words}", 1).unwrap(), "2b");
         assert_eq!(filled("{{\"id\": {Label}}}", 1).unwrap(), "{\"id\": 2}");
         assert_eq!(filled("트윗 {words}", 0).unwrap(), "트윗 a");
+    }
+
+    #[test]
+    fn lines_are_joined_stripped_and_followed() {
+        let batch = Batch { first: 0, rows: split() };
+        let wording = |keys: &str| serde_json::from_str::<Wording>(keys).unwrap().fill_in(&batch, 0).unwrap();
+        assert_eq!(
+            wording(r#"{"lines": ["\t Human: {words}", " \u001c "], "then": "\n\nAssistant: "}"#),
+            "Human: a\n\nAssistant: "
+        );
+        assert_eq!(wording(r#"{"lines": ["{words}", "", "{Label} "]}"#), "a\n\n1");
+        assert_eq!(wording(r#"" {words} ""#), " a ");
+        let refusal = serde_json::from_str::<Wording>(r#"{"lines": ["{a"]}"#).unwrap_err().to_string();
+        assert!(refusal.starts_with("`{` in `{a` is never closed"), "{refusal}");
     }
 
     #[test]

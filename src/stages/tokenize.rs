@@ -6,16 +6,20 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::dataset::{Dataset, Split};
-use crate::artifact::tokens::{About, Form, IGNORED, MadeBy, PadTo, Padding, Row, Tokens};
+use crate::artifact::dataset::{Batch, Batches, Stored};
+use crate::artifact::tokens::{About, Form, IGNORED, MadeBy, PadTo, Padding, Row, TokensWriter};
 use crate::location::{Location, Place};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
+use crate::stages::chat::Chat;
 use crate::stages::place;
-use crate::stages::template::Template;
+use crate::stages::template::Wording;
+use crate::tokenizer::chat::ChatTemplate;
 use crate::tokenizer::{Side, Tokenizer};
 
 /// Rows between two looks at whether to go on.
 const BATCH: usize = 1024;
+/// The ports that can bring a tokenizer.
+const BRING_TOKENIZER: [&str; 2] = ["tokenizer", "model"];
 /// Rows that a warning names.
 const NAMED: usize = 10;
 
@@ -24,17 +28,26 @@ const NAMED: usize = 10;
 #[serde(deny_unknown_fields)]
 pub struct Tokenize {
     /// The tokenizer: a Hugging Face folder, a tokenizer.json, a .gguf file or a Hub name. Left out where the
-    /// port `model` brings one.
+    /// port `tokenizer` or `model` brings one.
     pub tokenizer: Option<Location>,
     /// What comes before the target and is not learned (labels -100): text with `{column}` placeholders, `{{`
-    /// and `}}` for braces. The tokenizer's own begin and end tokens are added as it does by default.
-    pub prompt: Option<Template>,
+    /// and `}}` for braces; or `{ lines: […], then: … }`: lines joined by a newline and stripped at both ends,
+    /// and what follows them.
+    pub prompt: Option<Wording>,
     /// What is to be learned after the prompt, written like `prompt`. Tokenised by itself, then appended.
-    pub target: Option<Template>,
+    pub target: Option<Wording>,
     /// Plain text that is learned whole, instead of `prompt` and `target`; written like `prompt`.
-    pub text: Option<Template>,
+    pub text: Option<Wording>,
+    /// A conversation in the tokenizer's chat template, instead of `prompt` and `target`: a list of messages,
+    /// each with its `role` and a `text` written like `prompt`, or `{ column: NAME }` for a column that holds a
+    /// list of `{role, content}`. What is learned is the last message, which is the assistant's, with all that
+    /// the template puts behind it. The template writes every special token itself.
+    pub chat: Option<Chat>,
+    /// Whether prompt, target and text get the begin and end tokens that the tokenizer adds by default.
+    /// Default: `true`; a `chat` never does.
+    pub special_tokens: Option<bool>,
     /// The token appended to the target or text: `pad`, `eos` or `none`. Default: `pad` for prompt and target,
-    /// `none` for text.
+    /// `none` for text and chat.
     pub end: Option<End>,
     /// The most tokens a row may have, all of it counted; longer ones are cut. Default: no limit.
     #[schemars(range(min = 1))]
@@ -79,7 +92,7 @@ pub enum PaddingRule {
 
 impl Stage for Tokenize {
     const KIND: &'static str = "tokenize";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const LANE: Lane = Lane::Cpu;
     const ABOUT: &'static str =
         "Turns rows of text into token ids, with labels where something is to be learned.";
@@ -104,6 +117,12 @@ impl Stage for Tokenize {
             accepts: &[ArtifactKind::Model, ArtifactKind::Files],
             required: false,
             about: "A model whose tokenizer is used, instead of `tokenizer`.",
+        },
+        Port {
+            name: "tokenizer",
+            accepts: &[ArtifactKind::Files, ArtifactKind::Model],
+            required: false,
+            about: "A tokenizer that a stage made, instead of `tokenizer`.",
         },
     ];
 
@@ -131,34 +150,43 @@ impl Stage for Tokenize {
 
     fn check(&self, inputs: &[&str]) -> Vec<Fault> {
         let mut faults = Vec::new();
-        match (&self.tokenizer, inputs.contains(&"model")) {
-            (Some(_), true) => faults.push(
-                Fault::new("tokenizer", "both `tokenizer` and the port `model` bring a tokenizer")
+        let ports = BRING_TOKENIZER.into_iter().filter(|port| inputs.contains(port));
+        let brings: Vec<String> = (self.tokenizer.iter().map(|_| "`tokenizer`".to_owned()))
+            .chain(ports.map(|port| format!("the port `{port}`")))
+            .collect();
+        let key = if self.tokenizer.is_some() { "tokenizer" } else { "" };
+        match brings.as_slice() {
+            [] => faults.push(
+                Fault::new("", "nothing brings a tokenizer")
+                    .help("set `tokenizer`, or connect the port `tokenizer` or `model`"),
+            ),
+            [_] => {}
+            several => faults.push(
+                Fault::new(key, format!("both {} bring a tokenizer", several.join(" and ")))
                     .help("keep one of them"),
             ),
-            (None, false) => faults.push(
-                Fault::new("", "nothing brings a tokenizer")
-                    .help("set `tokenizer`, or connect the port `model`"),
-            ),
-            _ => {}
         }
-        match (&self.prompt, &self.target, &self.text) {
-            (Some(_), Some(_), None) | (None, None, Some(_)) => {}
-            (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => faults.push(
-                Fault::new("text", "`text` stands beside `prompt` or `target`")
-                    .help("keep `text` for plain text, or `prompt` and `target` for labels after a prompt"),
-            ),
-            (Some(_), None, None) => faults.push(
-                Fault::new("prompt", "`prompt` stands without `target`")
-                    .help("set `target` to what is to be learned, or use `text` to learn all of it"),
-            ),
-            (None, Some(_), None) => faults.push(
-                Fault::new("target", "`target` stands without `prompt`")
-                    .help("set `prompt` to what comes before it, or use `text` to learn all of it"),
-            ),
-            (None, None, None) => faults.push(
-                Fault::new("", "nothing says what to tokenize").help("set `prompt` and `target`, or `text`"),
-            ),
+        if let Some(chat) = &self.chat {
+            faults.extend(chat.fault());
+            let beside = [
+                ("prompt", self.prompt.is_some()),
+                ("target", self.target.is_some()),
+                ("text", self.text.is_some()),
+            ];
+            for (key, _) in beside.into_iter().filter(|(_, is_set)| *is_set) {
+                faults
+                    .push(Fault::new(key, format!("`{key}` stands beside `chat`")).help(
+                        "keep `chat` for the tokenizer's chat template, or write the texts without it",
+                    ));
+            }
+            if self.special_tokens == Some(true) {
+                faults.push(
+                    Fault::new("special_tokens", "`special_tokens: true` stands beside `chat`")
+                        .help("leave it out: a chat template writes every special token itself"),
+                );
+            }
+        } else {
+            faults.extend(self.fault_of_texts());
         }
         if self.max_length == Some(0) {
             faults.push(Fault::new("max_length", "`max_length: 0` leaves no token of any row"));
@@ -179,63 +207,98 @@ impl Stage for Tokenize {
         let (name, path) = self.tokenizer_at(context)?;
         let tokenizer = Tokenizer::open(&path)?;
         let job = self.job(&tokenizer)?;
-        let dataset = Dataset::load(&context.input("dataset")?.path)?;
-        if dataset.splits.is_empty() {
+        let dataset = Stored::open(&context.input("dataset")?.path)?;
+        let splits = dataset.split_names();
+        if splits.is_empty() {
             return Err(StageError::failed("the dataset has no splits"));
         }
-        for split in &dataset.splits {
-            job.fits(split)?;
+        let mut total = 0;
+        for split in &splits {
+            let batches = dataset.batches(split)?;
+            job.fits(&batches)?;
+            total += batches.rows();
         }
-        let total: usize = dataset.splits.iter().map(Split::rows).sum();
+        context.go_on()?;
         let mut done = 0;
-        let mut splits = Vec::with_capacity(dataset.splits.len());
-        for split in &dataset.splits {
-            let mut rows = Vec::with_capacity(split.rows());
-            for start in (0..split.rows()).step_by(BATCH) {
-                context.go_on()?;
-                let end = split.rows().min(start + BATCH);
-                let batch: Vec<_> = (start..end).into_par_iter().map(|row| job.row(split, row)).collect();
-                for row in batch {
-                    rows.push(row?);
+        let mut tokens = TokensWriter::create(context.out, job.about(name));
+        for name in &splits {
+            let mut split = tokens.split(name)?;
+            let mut losses = Losses::default();
+            for batch in dataset.batches(name)? {
+                let batch = batch?;
+                for start in (0..batch.rows.rows()).step_by(BATCH) {
+                    context.go_on()?;
+                    let rows = start..batch.rows.rows().min(start + BATCH);
+                    done += rows.len();
+                    let encoded: Vec<_> = rows.into_par_iter().map(|row| job.row(&batch, row)).collect();
+                    // One after another, so that of several errors it is always the first that is told.
+                    let encoded = encoded.into_iter().map(|row| Ok(losses.count(row?)));
+                    split.write(&encoded.collect::<Result<Vec<_>, StageError>>()?)?;
+                    context.progress(done as u64, total as u64, "rows", name);
                 }
-                done += end - start;
-                context.progress(done as u64, total as u64, "rows", &split.name);
             }
-            self.tell_what_was_cut(context, &split.name, &rows)?;
-            splits.push((split.name.clone(), rows.into_iter().map(|encoded| encoded.row).collect()));
+            split.end()?;
+            self.tell_what_was_cut(context, name, &losses)?;
         }
-        Tokens::save(context.out, job.about(name), &splits)?;
+        tokens.finish()?;
         Ok(())
     }
 }
 
 impl Tokenize {
+    /// What is wrong with the texts of a stage without `chat`.
+    fn fault_of_texts(&self) -> Option<Fault> {
+        match (&self.prompt, &self.target, &self.text) {
+            (Some(_), Some(_), None) | (None, None, Some(_)) => None,
+            (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => Some(
+                Fault::new("text", "`text` stands beside `prompt` or `target`")
+                    .help("keep `text` for plain text, or `prompt` and `target` for labels after a prompt"),
+            ),
+            (Some(_), None, None) => Some(
+                Fault::new("prompt", "`prompt` stands without `target`")
+                    .help("set `target` to what is to be learned, or use `text` to learn all of it"),
+            ),
+            (None, Some(_), None) => Some(
+                Fault::new("target", "`target` stands without `prompt`")
+                    .help("set `prompt` to what comes before it, or use `text` to learn all of it"),
+            ),
+            (None, None, None) => Some(
+                Fault::new("", "nothing says what to tokenize")
+                    .help("set `prompt` and `target`, `chat`, or `text`"),
+            ),
+        }
+    }
+
     /// The tokenizer's name as it is written down, and where it is.
     fn tokenizer_at(&self, context: &Context<'_>) -> Result<(String, PathBuf), StageError> {
         match &self.tokenizer {
             Some(location) => Ok((location.text().to_owned(), place::local(location, "tokenizer")?)),
             None => {
-                let model = context.input("model")?;
+                let port = BRING_TOKENIZER.into_iter().find(|port| context.inputs.contains_key(*port));
+                let port = port.unwrap_or("tokenizer");
+                let path = &context.input(port)?.path;
                 // The name of a stage or of a folder in the cache says nothing about the tokenizer.
-                let name = match model.path.file_name() {
-                    Some(name) if model.path.is_file() => name.to_string_lossy().into_owned(),
-                    _ => "model".to_owned(),
+                let name = match path.file_name() {
+                    Some(name) if path.is_file() => name.to_string_lossy().into_owned(),
+                    _ => port.to_owned(),
                 };
-                Ok((name, model.path.clone()))
+                Ok((name, path.clone()))
             }
         }
     }
 
     fn job<'a>(&'a self, tokenizer: &'a Tokenizer) -> Result<Job<'a>, StageError> {
-        let texts = match (&self.prompt, &self.target, &self.text) {
-            (Some(prompt), Some(target), None) => Texts::PromptTarget { prompt, target },
-            (None, None, Some(text)) => Texts::Plain(text),
-            _ => return Err(StageError::failed("either `prompt` and `target` or `text` is needed")),
+        let texts = match (&self.prompt, &self.target, &self.chat, &self.text) {
+            (Some(prompt), Some(target), None, None) => Texts::PromptTarget { prompt, target },
+            (None, None, Some(chat), None) => Texts::Chat { chat, template: tokenizer.chat_template()? },
+            (None, None, None, Some(text)) => Texts::Plain(text),
+            _ => return Err(StageError::failed("`prompt` and `target`, `chat` or `text` is needed")),
         };
         let end = self.end.unwrap_or(match texts {
             Texts::PromptTarget { .. } => End::Pad,
-            Texts::Plain(_) => End::None,
+            Texts::Chat { .. } | Texts::Plain(_) => End::None,
         });
+        let special = self.special_tokens.unwrap_or(self.chat.is_none());
         let (end_id, word) = match end {
             End::None => (None, ""),
             End::Pad => {
@@ -263,7 +326,8 @@ impl Tokenize {
             (PaddingRule::MaxLength, _) => Padding { side: own, to: PadTo::MaxLength },
         };
         let end_ids = end_id.into_iter().collect();
-        Ok(Job { tokenizer, texts, end_ids, max_length: self.max_length, cut: self.truncation_side, padding })
+        let (max_length, cut) = (self.max_length, self.truncation_side);
+        Ok(Job { tokenizer, texts, special, end_ids, max_length, cut, padding })
     }
 
     /// Names the rows of a split that lost tokens they were to be learned from; refuses it if nothing is left.
@@ -271,23 +335,19 @@ impl Tokenize {
         &self,
         context: &Context<'_>,
         split: &str,
-        rows: &[Encoded],
+        losses: &Losses,
     ) -> Result<(), StageError> {
         let Some(max_length) = self.max_length else { return Ok(()) };
-        let longest = rows.iter().map(|r| r.full_len).max().unwrap_or(0);
+        let Losses { rows, longest, cut, wholly, .. } = losses;
         if self.text.is_some() {
-            let cut = rows.iter().filter(|r| r.full_len > max_length).count();
-            if cut > 0 {
+            if *cut > 0 {
                 context.note(format!(
-                    "split `{split}`: {cut} of {} rows are cut to max_length {max_length}; the longest has \
-                     {longest} tokens",
-                    rows.len()
+                    "split `{split}`: {cut} of {rows} rows are cut to max_length {max_length}; the longest has \
+                     {longest} tokens"
                 ));
             }
             return Ok(());
         }
-        let cut: Vec<&Encoded> = rows.iter().filter(|r| r.lost_labels > 0).collect();
-        let wholly = rows.iter().filter(|r| r.is_unlearnable()).count();
         let advice = match self.truncation_side {
             Side::Right => {
                 format!(
@@ -296,7 +356,7 @@ impl Tokenize {
             }
             Side::Left => format!("raise max_length (the longest row has {longest} tokens)"),
         };
-        if wholly == rows.len() {
+        if wholly == rows {
             return Err(StageError::with_help(
                 format!(
                     "split `{split}`: max_length {max_length} cuts off the label of every row ({wholly}), so \
@@ -305,15 +365,13 @@ impl Tokenize {
                 advice,
             ));
         }
-        if !cut.is_empty() {
-            let first: Vec<String> = cut.iter().take(NAMED).map(|r| r.row.source.to_string()).collect();
-            let more = if cut.len() > NAMED { ", …" } else { "" };
+        if *cut > 0 {
+            let first: Vec<String> = losses.first.iter().map(u32::to_string).collect();
+            let more = if *cut > NAMED { ", …" } else { "" };
             context.warn(format!(
-                "split `{split}`: max_length {max_length} cuts off the label of {} of {} rows ({wholly} wholly, \
-                 {} partly): rows {}{more} (from 0); {advice}",
-                cut.len(),
-                rows.len(),
-                cut.len() - wholly,
+                "split `{split}`: max_length {max_length} cuts off the label of {cut} of {rows} rows ({wholly} \
+                 wholly, {} partly): rows {}{more} (from 0); {advice}",
+                cut - wholly,
                 first.join(", "),
             ));
         }
@@ -321,17 +379,49 @@ impl Tokenize {
     }
 }
 
+/// What was cut off the rows of a split.
+#[derive(Default)]
+struct Losses {
+    rows: usize,
+    /// The most tokens a row had before it was cut.
+    longest: usize,
+    /// Rows that lost labels.
+    cut: usize,
+    /// Of these, rows that lost all of them.
+    wholly: usize,
+    /// The first rows that lost labels.
+    first: Vec<u32>,
+}
+
+impl Losses {
+    /// Counts a row, and gives what is left of it.
+    fn count(&mut self, encoded: Encoded) -> Row {
+        self.rows += 1;
+        self.longest = self.longest.max(encoded.full_len);
+        if encoded.lost_labels > 0 {
+            self.cut += 1;
+            self.wholly += usize::from(encoded.is_unlearnable());
+            if self.first.len() < NAMED {
+                self.first.push(encoded.row.source);
+            }
+        }
+        encoded.row
+    }
+}
+
 /// The texts of a row.
-#[derive(Clone, Copy)]
 enum Texts<'a> {
-    PromptTarget { prompt: &'a Template, target: &'a Template },
-    Plain(&'a Template),
+    PromptTarget { prompt: &'a Wording, target: &'a Wording },
+    Chat { chat: &'a Chat, template: ChatTemplate },
+    Plain(&'a Wording),
 }
 
 /// All that is decided before the first row.
 struct Job<'a> {
     tokenizer: &'a Tokenizer,
     texts: Texts<'a>,
+    /// Whether the tokenizer puts its own tokens around a text.
+    special: bool,
     end_ids: Vec<u32>,
     max_length: Option<usize>,
     cut: Side,
@@ -365,7 +455,7 @@ impl Job<'_> {
                 eos_token_id: self.tokenizer.eos_id(),
             },
             form: match self.texts {
-                Texts::PromptTarget { .. } => Form::PromptTarget,
+                Texts::PromptTarget { .. } | Texts::Chat { .. } => Form::PromptTarget,
                 Texts::Plain(_) => Form::Text,
             },
             end_ids: self.end_ids.clone(),
@@ -375,48 +465,60 @@ impl Job<'_> {
     }
 
     /// Refuses a split without rows or without a column the texts need.
-    fn fits(&self, split: &Split) -> Result<(), StageError> {
-        if split.rows() == 0 {
+    fn fits(&self, batches: &Batches) -> Result<(), StageError> {
+        let split = &batches.header()?;
+        if batches.rows() == 0 {
             return Err(StageError::with_help(
                 format!("split `{}` of the dataset has no rows", split.name),
                 "look at the stage that made it, or leave the split out",
             ));
         }
-        match self.texts {
+        match &self.texts {
             Texts::PromptTarget { prompt, target } => prompt.fits(split).and_then(|()| target.fits(split))?,
+            Texts::Chat { chat, .. } => chat.fits(split)?,
             Texts::Plain(text) => text.fits(split)?,
         }
         Ok(())
     }
 
-    fn row(&self, split: &Split, at: usize) -> Result<Encoded, StageError> {
-        let learned = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>();
-        let mut row = Row { source: at as u32, ..Row::default() };
-        match self.texts {
+    fn row(&self, batch: &Batch, row: usize) -> Result<Encoded, StageError> {
+        let at = batch.first + row;
+        let split = &batch.rows.name;
+        match &self.texts {
             Texts::PromptTarget { prompt, target } => {
-                row.ids = self.tokenizer.encode(&prompt.fill(split, at)?, true)?;
-                row.prompt_len = row.ids.len();
-                row.labels = vec![IGNORED; row.prompt_len];
-                let target = target.fill(split, at)?;
-                let mut ids = self.tokenizer.encode(&target, true)?;
-                ids.extend(&self.end_ids);
-                if ids.is_empty() {
-                    return Err(StageError::with_help(
-                        format!("split `{}`, row {at} (from 0): the target is empty", split.name),
-                        "leave such rows out of the data, or let `end` append a token",
-                    ));
-                }
-                row.labels.extend(learned(&ids));
-                row.ids.extend(ids);
-                row.target = Some(target);
+                self.two_texts(split, at, &prompt.fill_in(batch, row)?, target.fill_in(batch, row)?)
+            }
+            Texts::Chat { chat, template } => {
+                let messages = chat.messages(batch, row)?;
+                let (prompt, target) = template
+                    .prompt_and_target(&messages)
+                    .map_err(|e| StageError::failed(format!("split `{split}`, row {at} (from 0): {e}")))?;
+                self.two_texts(split, at, &prompt, target)
             }
             Texts::Plain(text) => {
-                row.ids = self.tokenizer.encode(&text.fill(split, at)?, true)?;
-                row.ids.extend(&self.end_ids);
-                row.labels = learned(&row.ids);
+                let mut ids = self.tokenizer.encode(&text.fill_in(batch, row)?, self.special)?;
+                ids.extend(&self.end_ids);
+                Ok(self.cut(Row { source: at as u32, labels: learned(&ids), ids, ..Row::default() }))
             }
         }
-        Ok(self.cut(row))
+    }
+
+    /// The row of a prompt that is not learned and a target that is.
+    fn two_texts(&self, split: &str, at: usize, prompt: &str, target: String) -> Result<Encoded, StageError> {
+        let mut ids = self.tokenizer.encode(prompt, self.special)?;
+        let prompt_len = ids.len();
+        let mut target_ids = self.tokenizer.encode(&target, self.special)?;
+        target_ids.extend(&self.end_ids);
+        if target_ids.is_empty() {
+            return Err(StageError::with_help(
+                format!("split `{split}`, row {at} (from 0): the target is empty"),
+                "leave such rows out of the data, or let `end` append a token",
+            ));
+        }
+        let mut labels = vec![IGNORED; prompt_len];
+        labels.extend(learned(&target_ids));
+        ids.extend(target_ids);
+        Ok(self.cut(Row { source: at as u32, ids, labels, prompt_len, target: Some(target) }))
     }
 
     /// The row in at most `max_length` tokens.
@@ -442,6 +544,11 @@ impl Job<'_> {
     }
 }
 
+/// Labels of tokens that are to be predicted.
+fn learned(ids: &[u32]) -> Vec<i64> {
+    ids.iter().map(|&id| id.into()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -452,7 +559,8 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::artifact::dataset::Dataset;
+    use crate::artifact::dataset::{Dataset, Split};
+    use crate::artifact::tokens::Tokens;
     use crate::secrets::Secrets;
     use crate::stage::{Artifact, Cancel, Saying};
     use crate::tokenizer::testing;

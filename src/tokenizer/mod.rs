@@ -2,6 +2,9 @@
 //!
 //! Knows which tokens begin, end and pad a text; does not know what the ids are for.
 
+pub mod chat;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use crate::model::gguf::{Gguf, GgufError};
+use chat::{ChatError, ChatTemplate};
 
 /// The file of the tokenizers library.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -19,6 +23,13 @@ pub const TOKENIZER: &str = "tokenizer.json";
 pub const CONFIG: &str = "tokenizer_config.json";
 /// The older file that names special tokens.
 pub const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+
+/// The file of a chat template of its own; it goes before the one in [`CONFIG`].
+pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
+
+/// The keys of [`CONFIG`] that name a token; a chat template knows the tokens by them.
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
 
 /// The left or the right end of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -61,6 +72,12 @@ pub enum TokenizerError {
     /// A GGUF file without a tokenizer that can be used.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// There is no chat template.
+    #[error("the tokenizer has no chat template")]
+    NoChat,
+    /// A chat template that is none.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
     /// A text or ids that it can't take.
     #[error("the tokenizer fails: {0}")]
     Use(String),
@@ -71,6 +88,10 @@ impl TokenizerError {
     pub fn help(&self) -> Option<&str> {
         match self {
             Self::Absent { help, .. } => Some(help),
+            Self::NoChat => Some(
+                "put the model's chat_template.jinja beside tokenizer.json, or write the conversation as `prompt` \
+                 and `target`",
+            ),
             _ => None,
         }
     }
@@ -86,6 +107,10 @@ pub struct Tokenizer {
     padding_side: Side,
     /// The ids put before and after a text instead of what `tokenizer.json` itself puts there.
     frame: Option<(Option<u32>, Option<u32>)>,
+    /// The source of its chat template.
+    chat: Option<String>,
+    /// The texts of the tokens that have a name, by it.
+    special: BTreeMap<String, String>,
 }
 
 impl Tokenizer {
@@ -97,14 +122,15 @@ impl Tokenizer {
         } else if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
             Self::open_gguf(path)
         } else {
-            Self::with_settings(read_tokenizer(path)?, &Map::new(), path)
+            Self::with_settings(read_tokenizer(path)?, &Map::new(), None, path)
         }
     }
 
     /// The files of a folder that [`Tokenizer::open`] reads.
     pub fn files(folder: &Path) -> impl Iterator<Item = &'static str> {
         let folder = folder.to_path_buf();
-        [TOKENIZER, CONFIG, SPECIAL_TOKENS].into_iter().filter(move |name| folder.join(name).is_file())
+        let names = [TOKENIZER, CONFIG, SPECIAL_TOKENS, CHAT_TEMPLATE];
+        names.into_iter().filter(move |name| folder.join(name).is_file())
     }
 
     fn open_folder(folder: &Path) -> Result<Self, TokenizerError> {
@@ -117,14 +143,21 @@ impl Tokenizer {
         // What tokenizer_config.json says goes before the older file, but a null there says nothing.
         let newer = read_object(&folder.join(CONFIG))?;
         settings.extend(newer.into_iter().filter(|(_, value)| !value.is_null()));
-        Self::with_settings(inner, &settings, &folder.join(CONFIG))
+        let chat = read_text(&folder.join(CHAT_TEMPLATE))?;
+        Self::with_settings(inner, &settings, chat, &folder.join(CONFIG))
     }
 
     fn open_gguf(path: &Path) -> Result<Self, TokenizerError> {
         let gguf = Gguf::open(path)?;
         let (bos, eos) = (gguf.bos_id(), gguf.eos_id());
+        let inner = gguf.tokenizer()?;
+        let named = [("bos_token", bos), ("eos_token", eos), ("pad_token", gguf.pad_id())];
+        let text = |id: Option<u32>| id.and_then(|id| inner.id_to_token(id));
+        let special = named.into_iter().filter_map(|(name, id)| Some((name.to_owned(), text(id)?))).collect();
         Ok(Self {
-            inner: gguf.tokenizer()?,
+            special,
+            chat: gguf.chat_template().map(str::to_owned),
+            inner,
             bos,
             eos,
             pad: gguf.pad_id().or(eos),
@@ -133,10 +166,12 @@ impl Tokenizer {
         })
     }
 
-    /// `settings` are the keys of `tokenizer_config.json`, which `path` stands for in errors.
+    /// `settings` are the keys of `tokenizer_config.json`, which `path` stands for in errors; `chat` is a chat
+    /// template that goes before the one among them.
     fn with_settings(
         mut inner: tokenizers::Tokenizer,
         settings: &Map<String, Value>,
+        chat: Option<String>,
         path: &Path,
     ) -> Result<Self, TokenizerError> {
         let broken = |reason: String| TokenizerError::Broken { path: path.into(), reason };
@@ -144,16 +179,18 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| broken(e.to_string()))?;
 
-        let mut named = [None, None, None, None];
-        for (token, key) in named.iter_mut().zip(["bos_token", "eos_token", "unk_token", "pad_token"]) {
-            *token = settings
-                .get(key)
-                .filter(|value| !value.is_null())
-                .map(|value| special_token(value).ok_or_else(|| broken(format!("`{key}` is not a token"))))
-                .transpose()?;
+        let mut named = Vec::new();
+        for key in NAMED {
+            let Some(value) = settings.get(key).filter(|value| !value.is_null()) else { continue };
+            let token = special_token(value).ok_or_else(|| broken(format!("`{key}` is not a token")))?;
+            named.push((key, token));
         }
-        add_missing(&mut inner, settings, named.iter().flatten().cloned()).map_err(broken)?;
-        let [bos, eos, _, pad] = named.map(|token| token.and_then(|t| inner.token_to_id(&t.content)));
+        add_missing(&mut inner, settings, named.iter().map(|(_, token)| token.clone())).map_err(broken)?;
+        let special: BTreeMap<String, String> =
+            named.into_iter().map(|(key, token)| (key.to_owned(), token.content)).collect();
+        let id = |key: &str| special.get(key).and_then(|token| inner.token_to_id(token));
+        let (bos, eos, pad) = (id("bos_token"), id("eos_token"), id("pad_token"));
+        let chat = chat.or_else(|| settings.get("chat_template").and_then(default_template));
 
         let flag = |key: &str| settings.get(key).map(|value| value.as_bool().unwrap_or(false));
         let frame = match (flag("add_bos_token"), flag("add_eos_token")) {
@@ -166,7 +203,7 @@ impl Tokenizer {
             Some("left") => Side::Left,
             _ => Side::Right,
         };
-        Ok(Self { inner, bos, eos, pad: pad.or(eos), padding_side, frame })
+        Ok(Self { inner, bos, eos, pad: pad.or(eos), padding_side, frame, chat, special })
     }
 
     /// The ids of a text; `special`: with the tokens that the tokenizer puts around a text by default.
@@ -218,6 +255,12 @@ impl Tokenizer {
         self.padding_side
     }
 
+    /// The chat template it was published with.
+    pub fn chat_template(&self) -> Result<ChatTemplate, TokenizerError> {
+        let source = self.chat.as_deref().ok_or(TokenizerError::NoChat)?;
+        Ok(ChatTemplate::new(source, self.special.clone())?)
+    }
+
     /// The token of an id.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
@@ -253,13 +296,30 @@ fn read_tokenizer(path: &Path) -> Result<tokenizers::Tokenizer, TokenizerError> 
 
 /// The keys of a JSON file; none if there is no such file.
 fn read_object(path: &Path) -> Result<Map<String, Value>, TokenizerError> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Map::new()),
-        Err(error) => return Err(TokenizerError::Io { path: path.into(), error }),
-    };
+    let Some(text) = read_text(path)? else { return Ok(Map::new()) };
     serde_json::from_str(&text)
         .map_err(|e| TokenizerError::Broken { path: path.into(), reason: format!("not a JSON object: {e}") })
+}
+
+/// The text of a file, if there is one.
+fn read_text(path: &Path) -> Result<Option<String>, TokenizerError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(TokenizerError::Io { path: path.into(), error }),
+    }
+}
+
+/// The chat template in `tokenizer_config.json`: the only one, or of several with names the `default`.
+fn default_template(value: &Value) -> Option<String> {
+    let template = match value {
+        Value::Array(several) => several
+            .iter()
+            .find(|one| one.get("name").and_then(Value::as_str) == Some("default"))?
+            .get("template")?,
+        only => only,
+    };
+    template.as_str().map(str::to_owned)
 }
 
 /// What a folder without `tokenizer.json` holds instead, and what to do about it.
