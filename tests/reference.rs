@@ -14,15 +14,18 @@ use numbers::{
     train,
 };
 use pipe::artifact::adapter::{Adapter, CONFIG, WEIGHTS};
-use pipe::model::Decoder;
+use pipe::model::decoder::Keep;
 use pipe::model::generate::{GenerateOptions, greedy};
+use pipe::model::parameters::Parameters;
+use pipe::model::{Decoder, Precision};
 use pipe::train::adamw::AdamWOptions;
+use pipe::train::all_weights::{AllWeights, Passes};
 use pipe::train::order::{Order, Shuffle};
-use pipe::train::recipe::Length;
+use pipe::train::recipe::{Length, LossOver};
 use pipe::train::score::{Score, score};
 use pipe::train::soft_prompt::SoftPrompt;
 use pipe::train::training::{Epoch, Observer, Step};
-use pipe::train::{Pads, Recipe, Row, TrainError, init};
+use pipe::train::{Pads, Recipe, Row, TrainError, Training, init};
 use tokenizers::Tokenizer;
 
 const INIT: &str = "Classify if the tweet is a complaint or not:";
@@ -185,6 +188,61 @@ fn trainer(family: &str) {
     let expected = &tensors(&folder.join("trainer_prompts.safetensors"))["final"];
     let end = relative(&last, expected);
     assert!(end < 1e-2, "{family}: last prompt off by {end}");
+}
+
+/// The causal language modelling recipe of transformers' Trainer on every weight of a GPT-2.
+#[test]
+fn gpt2_full() {
+    let Some(folder) = shared("reference/gpt2") else { return };
+    let full = json(&folder.join("full.json"));
+    let block = |ids: &serde_json::Value| {
+        let ids = numbers::ids(ids);
+        Row { labels: ids.iter().copied().map(Some).collect(), ids, pads: Pads::Before(0) }
+    };
+    let rows: Vec<Row> = full["blocks"].as_array().unwrap().iter().map(block).collect();
+    let (train, eval) = rows.split_at(full["train_blocks"].as_u64().unwrap() as usize);
+    let recipe = Recipe {
+        length: Length::Epochs(3),
+        batch_size: 8,
+        loss_over: LossOver::AllLabels,
+        learning_rate: 1e-3,
+        max_grad_norm: Some(1.0),
+        shuffle: Some(Shuffle::Trainer),
+        seed: 42,
+        ..Recipe::default()
+    };
+    let passes = Passes { precision: Precision::F32, keep: Keep::Everything, dropout: None };
+    let mut weights = AllWeights::new(Parameters::open(&folder).unwrap(), passes).unwrap();
+    let mut recorder = Recorder::default();
+    let training = Training { recipe: &recipe, rows: train, eval, checkpoints: None };
+    let course = training.run(&mut weights, &mut recorder).unwrap();
+
+    let log = full["log"].as_array().unwrap();
+    let logged = |name: &str| log.iter().filter_map(|l| l.get(name)?.as_f64()).collect::<Vec<_>>();
+    let worst = |ours: &[f64], theirs: &[f64]| {
+        assert_eq!(ours.len(), theirs.len());
+        ours.iter().zip(theirs).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max)
+    };
+    let steps = |f: fn(&Step) -> f64| recorder.0.iter().map(f).collect::<Vec<_>>();
+    let losses = worst(&steps(|s| s.loss), &logged("loss"));
+    let norms = worst(&steps(|s| s.grad_norm), &logged("grad_norm"));
+    let rates = worst(&steps(|s| s.learning_rate), &logged("learning_rate"));
+    let evaluations: Vec<f64> = course.evaluations.iter().map(|e| e.loss).collect();
+    let evaluated = worst(&evaluations, &logged("eval_loss"));
+    println!("losses off by {losses:e}, norms {norms:e}, rates {rates:e}, evaluations {evaluated:e}");
+    assert!(losses < 1e-3 && norms < 1e-3 && rates < 1e-9 && evaluated < 1e-3);
+
+    let expected = tensors(&folder.join("full_final/model.safetensors"));
+    assert_eq!(weights.parameters().tensors().len(), expected.len());
+    for tensor in weights.parameters().tensors() {
+        let theirs = expected[tensor.name()].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let length = |numbers: &mut dyn Iterator<Item = f32>| {
+            numbers.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+        };
+        let error = length(&mut tensor.numbers().iter().zip(&theirs).map(|(a, b)| a - b));
+        let error = error / length(&mut theirs.iter().copied());
+        assert!(error < 1e-3, "{}: off by {error}", tensor.name());
+    }
 }
 
 /// PEFT's adapter folder is read, written again byte for byte, and generates what PEFT generated.

@@ -56,6 +56,12 @@ impl Parameter {
         numbers
     }
 
+    /// Its name, its shape, and its numbers to be changed as by [`Parameter::numbers_mut`].
+    pub fn parts_mut(&mut self) -> (&str, &[usize], &mut [f32]) {
+        let numbers: &mut Vec<f32> = Arc::make_mut(&mut self.numbers);
+        (&self.name, &self.shape, numbers)
+    }
+
     /// Whether weight decay applies: transformers' Trainer spares biases and norms, which are the vectors.
     pub fn decays(&self) -> bool {
         self.shape.len() > 1

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::place;
 use crate::artifact::tokens::Tokens;
 use crate::location::Location;
+use crate::model::decoder::DecoderShape;
 use crate::model::{self, Decoder, Precision};
 use crate::stage::{Context, Fault, StageError};
 use crate::tokenizer::Tokenizer;
@@ -64,26 +65,30 @@ impl Base {
         Ok(tokens.belong_to(&self.name, &self.tokenizer)?)
     }
 
-    /// Refuses rows that need more positions than the model has; `longest` counts padding.
+    /// [`has_room`] in this model.
     pub fn has_room(&self, prompt: usize, longest: usize) -> Result<(), StageError> {
-        match self.model.shape().max_positions {
-            Some(most) if prompt + longest > most => Err(StageError::with_help(
-                format!(
-                    "{prompt} virtual tokens and rows of {longest} tokens need {} positions, `{}` has {most}",
-                    prompt + longest,
-                    self.name
-                ),
-                format!(
-                    "lower `max_length` of the tokenize stage to {} or less",
-                    most.saturating_sub(prompt)
-                ),
-            )),
-            _ => Ok(()),
-        }
+        has_room(self.model.shape(), &self.name, prompt, longest)
     }
 }
 
-fn find(context: &Context<'_>, named: Option<&Location>) -> Result<(PathBuf, String), StageError> {
+/// Refuses rows that need more positions than the model called `name` has; `longest` counts padding.
+pub fn has_room(shape: &DecoderShape, name: &str, prompt: usize, longest: usize) -> Result<(), StageError> {
+    let Some(most) = shape.max_positions.filter(|most| prompt + longest > *most) else { return Ok(()) };
+    let virtual_tokens = if prompt == 0 { String::new() } else { format!("{prompt} virtual tokens and ") };
+    Err(StageError::with_help(
+        format!(
+            "{virtual_tokens}rows of {longest} tokens need {} positions, `{name}` has {most}",
+            prompt + longest
+        ),
+        format!(
+            "lower `max_length` of the tokenize stage, or `block_size` of group_texts, to {} or less",
+            most.saturating_sub(prompt)
+        ),
+    ))
+}
+
+/// Where the model is that the port `model` or the key `model` names, and its name.
+pub fn find(context: &Context<'_>, named: Option<&Location>) -> Result<(PathBuf, String), StageError> {
     match (context.inputs.get("model"), named) {
         (Some(artifact), _) => Ok((artifact.path.clone(), artifact.from.clone())),
         (None, Some(location)) => Ok((place::local(location, "model")?, location.text().to_string())),

@@ -17,6 +17,7 @@ use crate::artifact::tokens::{About, Form, IGNORED, Row as TokenRow, Tokens};
 use crate::location::Location;
 use crate::model::generate::{GenerateOptions, greedy};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
+use crate::train::recipe::LossOver;
 use crate::train::score::{Score, score};
 use crate::train::{Pads, Row};
 
@@ -41,25 +42,13 @@ pub struct Evaluate {
     pub batch_size: usize,
     /// What `loss` and `perplexity` are the mean over.
     #[serde(default)]
-    pub loss: Mean,
+    pub loss_over: LossOver,
     /// What the model computes in.
     #[serde(default)]
     pub dtype: DType,
     /// Most different targets that are taken for labels; with more, only loss and tokens are scored.
     #[serde(default = "twenty")]
     pub max_labels: usize,
-}
-
-/// What the negative log-likelihoods of a split's labels are added up and divided by.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Mean {
-    /// The labels that are predicted: the usual loss.
-    #[default]
-    Predicted,
-    /// All labels, also that of a row's first token, which nothing predicts unless a prompt stands before it: what
-    /// transformers 5.23's Trainer gives for GPT-2, (L−1)/L of the usual loss of rows of L tokens.
-    AllLabels,
 }
 
 fn yes() -> bool {
@@ -257,9 +246,9 @@ impl Judge<'_> {
         let scores = self.score(prompt, &to_score)?;
         let (scores, candidates) = scores.split_at(self.rows.len());
         let total: Score = scores.iter().copied().sum();
-        let loss = match self.stage.loss {
-            Mean::Predicted => total.loss(),
-            Mean::AllLabels => {
+        let loss = match self.stage.loss_over {
+            LossOver::Predicted => total.loss(),
+            LossOver::AllLabels => {
                 let labels = self.rows.iter().flat_map(|row| &row.labels).filter(|l| **l != IGNORED);
                 total.nll / labels.count() as f64
             }

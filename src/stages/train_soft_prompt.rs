@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::base::{self, Base};
 use super::publish::publish;
-use super::training::{Order, Push, Watch, training_stage};
+use super::training::{Order, Push, Watch, grouped, training_stage};
 use super::{place, rows};
 use crate::artifact::adapter::{Adapter, AdapterConfig};
 use crate::artifact::tokens::Tokens;
@@ -235,16 +235,4 @@ fn warn_of_the_gap(context: &Context<'_>, tokens: &Tokens, base: &Base) {
              training; at inference there is none. `padding: none` in the tokenize stage trains without it",
         );
     }
-}
-
-fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

@@ -19,7 +19,7 @@ use crate::train::TrainError;
 use crate::train::adamw::AdamWOptions;
 use crate::train::checkpoint::Checkpoints;
 use crate::train::order::Shuffle;
-use crate::train::recipe::{CountLabels, EarlyStopping, Every, Length, Recipe};
+use crate::train::recipe::{EarlyStopping, Every, Length, LossOver, Recipe};
 use crate::train::schedule::Schedule;
 use crate::train::training::{Course, Epoch, Evaluation, Observer, Step};
 
@@ -56,10 +56,9 @@ macro_rules! training_stage {
             /// Batches that make one optimizer step; its loss is the mean over all their labels.
             #[serde(default = "crate::stages::training::one")]
             pub gradient_accumulation: usize,
-            /// Which labels a loss is the mean over. `before_shift` also counts a row's first token, which nothing
-            /// predicts, as transformers 5.23 does for GPT-2: (L-1)/L of the mean for rows of L tokens.
+            /// Which labels a loss is the mean over.
             #[serde(default)]
-            pub count_labels: $crate::train::recipe::CountLabels,
+            pub loss_over: $crate::train::recipe::LossOver,
             /// The highest learning rate.
             #[serde(default = "learning_rate")]
             pub learning_rate: f64,
@@ -135,7 +134,7 @@ macro_rules! training_stage {
                     batch_size: self.batch_size,
                     micro_batch_size: self.micro_batch_size,
                     gradient_accumulation: self.gradient_accumulation,
-                    count_labels: self.count_labels,
+                    loss_over: self.loss_over,
                     learning_rate: self.learning_rate,
                     schedule: self.schedule,
                     warmup: self.warmup,
@@ -170,7 +169,7 @@ pub struct Keys<'a> {
     pub batch_size: usize,
     pub micro_batch_size: Option<usize>,
     pub gradient_accumulation: usize,
-    pub count_labels: CountLabels,
+    pub loss_over: LossOver,
     pub learning_rate: f64,
     pub schedule: Schedule,
     pub warmup: f64,
@@ -364,7 +363,7 @@ impl Keys<'_> {
             batch_size: self.batch_size,
             gradient_accumulation: self.gradient_accumulation,
             micro_batch_size: self.micro_batch_size,
-            count_labels: self.count_labels,
+            loss_over: self.loss_over,
             learning_rate: self.learning_rate,
             schedule: self.schedule,
             warmup_steps: warmup as usize,
@@ -536,6 +535,19 @@ impl<L> Observer<L> for Watch<'_, L> {
     fn cancelled(&self) -> bool {
         self.context.cancel.is_set()
     }
+}
+
+/// A number with its thousands apart.
+pub fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// The files of a folder under another name, linked where the disk can.

@@ -133,6 +133,27 @@ impl Tokenizer {
         names.into_iter().filter(move |name| folder.join(name).is_file())
     }
 
+    /// Writes a folder that [`Tokenizer::open`] and transformers' `AutoTokenizer` read.
+    pub fn write(&self, folder: &Path) -> Result<(), TokenizerError> {
+        let path = folder.join(TOKENIZER);
+        self.inner
+            .save(&path, true)
+            .map_err(|e| TokenizerError::Broken { path: path.clone(), reason: e.to_string() })?;
+        let mut settings = Map::from_iter([
+            ("clean_up_tokenization_spaces".to_owned(), Value::Bool(false)),
+            ("tokenizer_class".to_owned(), "PreTrainedTokenizerFast".into()),
+        ]);
+        settings.extend(self.special.iter().map(|(name, token)| (name.clone(), token.as_str().into())));
+        if let Some((before, after)) = self.frame {
+            settings.insert("add_bos_token".into(), before.is_some().into());
+            settings.insert("add_eos_token".into(), after.is_some().into());
+        }
+        settings.extend(self.chat.as_deref().map(|source| ("chat_template".to_owned(), source.into())));
+        let path = folder.join(CONFIG);
+        let text = format!("{:#}\n", Value::Object(settings));
+        std::fs::write(&path, text).map_err(|error| TokenizerError::Io { path, error })
+    }
+
     fn open_folder(folder: &Path) -> Result<Self, TokenizerError> {
         let path = folder.join(TOKENIZER);
         if !path.is_file() {

@@ -1,6 +1,7 @@
 //! The training core: data order, schedule, optimizer, loop. Knows models and ids, no stages and no text.
 
 pub mod adamw;
+pub mod all_weights;
 pub mod batch;
 mod branches;
 pub mod checkpoint;

@@ -60,13 +60,13 @@ impl Every {
 /// Which labels a loss is the mean over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum CountLabels {
-    /// Those that are predicted: the mean negative log-likelihood.
+pub enum LossOver {
+    /// Those that are predicted: the usual loss.
     #[default]
-    AfterShift,
-    /// All that are given, a row's first token included though nothing predicts it: what Trainer divides by in
-    /// transformers 5.23 where the model is GPT-2, so that its loss is (L-1)/L of the mean for rows of L tokens.
-    BeforeShift,
+    Predicted,
+    /// All that are given, also that of a row's first token, which nothing predicts unless a prompt stands before it:
+    /// what transformers 5.23's Trainer gives for GPT-2, (L-1)/L of the usual loss of rows of L tokens.
+    AllLabels,
 }
 
 /// When to end because it no longer gets better.
@@ -93,7 +93,7 @@ pub struct Recipe {
     /// rounding.
     pub micro_batch_size: Option<usize>,
     /// What the loss is the mean over.
-    pub count_labels: CountLabels,
+    pub loss_over: LossOver,
     /// The highest learning rate.
     pub learning_rate: f64,
     /// How it changes.
@@ -123,7 +123,7 @@ impl Default for Recipe {
             batch_size: 8,
             gradient_accumulation: 1,
             micro_batch_size: None,
-            count_labels: CountLabels::default(),
+            loss_over: LossOver::default(),
             learning_rate: 3e-2,
             schedule: Schedule::Linear,
             warmup_steps: 0,

@@ -15,7 +15,7 @@ use super::batch::{Row, check};
 use super::checkpoint::{Best, Checkpoints, Numbers, Resumed, State, Timing};
 use super::learner::{Learner, MicroBatch, Moment, Trainable};
 use super::order::Order;
-use super::recipe::{CountLabels, Recipe};
+use super::recipe::{LossOver, Recipe};
 use super::score::Score;
 
 /// One optimizer step.
@@ -330,9 +330,9 @@ impl<'a> Run<'a> {
         if predicted == 0 {
             return Err(TrainError::NoLabels { step, rows: rows.to_vec() });
         }
-        let labels = match recipe.count_labels {
-            CountLabels::AfterShift => predicted,
-            CountLabels::BeforeShift => rows.iter().map(|&i| all[i].labels.iter().flatten().count()).sum(),
+        let labels = match recipe.loss_over {
+            LossOver::Predicted => predicted,
+            LossOver::AllLabels => rows.iter().map(|&i| all[i].labels.iter().flatten().count()).sum(),
         };
         learner.tensors().into_iter().for_each(|tensor| tensor.gradient.fill(0.0));
         let (mut loss, mut tokens) = (0.0, 0);
@@ -380,9 +380,9 @@ impl<'a> Run<'a> {
         let mut go_on =
             |_| if observer.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let total: Score = learner.score(eval, &mut go_on)?.into_iter().sum();
-        let loss = match recipe.count_labels {
-            CountLabels::AfterShift => total.loss(),
-            CountLabels::BeforeShift => {
+        let loss = match recipe.loss_over {
+            LossOver::Predicted => total.loss(),
+            LossOver::AllLabels => {
                 total.nll / eval.iter().map(|r| r.labels.iter().flatten().count()).sum::<usize>() as f64
             }
         };
@@ -414,7 +414,7 @@ impl<'a> Run<'a> {
             ("batch_size", text(&recipe.batch_size)),
             ("gradient_accumulation", text(&recipe.gradient_accumulation)),
             ("micro_batch_size", text(&recipe.micro_batch_size)),
-            ("count_labels", text(&recipe.count_labels)),
+            ("loss_over", text(&recipe.loss_over)),
             ("learning_rate", text(&recipe.learning_rate)),
             ("schedule", text(&recipe.schedule)),
             ("warmup_steps", text(&recipe.warmup_steps)),

@@ -37,6 +37,11 @@ impl Gradients {
         &self.0
     }
 
+    /// The gradient of each tensor, to be changed.
+    pub fn tensors_mut(&mut self) -> &mut [Vec<f32>] {
+        &mut self.0
+    }
+
     /// The numbers of one tensor's gradient.
     pub(super) fn of(&mut self, tensor: TensorId) -> &mut [f32] {
         &mut self.0[tensor]
