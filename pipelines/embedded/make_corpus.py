@@ -1,17 +1,16 @@
-"""Makes the small BLOOM model that pipelines run offline with: writes text, trains a tokenizer and a model on it.
+"""Writes the text that the small BLOOM of pretrain_tiny.yaml is trained on, and rows for the other recipes.
 
-    pip install torch transformers tokenizers
-    python make_embedded.py --out . [--messages messages]
+    python make_corpus.py --out . [--messages messages]
 
-OUT/corpus.txt   made-up customer messages, labelled in many ways, one document a line
-OUT/model/       a Hugging Face folder: byte-level BPE tokenizer, BLOOM weights in float16
-
-A tab in corpus.txt stands where a label begins: what is before and after it is encoded apart and joined, as a prompt that ends in
-a space and its target are. `<pad>` is the token of that name: some labelled documents end with it.
+OUT/corpus.csv       made-up customer messages, labelled in many ways. A row is a piece of a document that is encoded by itself: a
+                     label begins one, because a prompt that ends in a space and its target are encoded apart. `end` is what ends
+                     the document behind its last piece: </s>, or <pad> behind some labels.
+OUT/questions.jsonl  questions with answers, in the nested shape of ELI5
+OUT/chat.jsonl       instructions with answers, in the shape of Alpaca
 
 Every choice comes from one seed. The text never holds a message of messages/*.csv, and no line has `complaint` as a label.
 """
-import argparse, csv, json, os, random, re, time
+import argparse, csv, json, os, random, re
 
 # ---------------------------------------------------------------- words
 
@@ -290,7 +289,7 @@ def korean():
     return pick([m, f"{m} = {message(k, SUBJECTS[pick(list(SUBJECTS))])}", f"불만 사항을 적어 주세요.", f"불만 사항 : {sentence('problem', SUBJECTS[pick(list(SUBJECTS))])}", "불만이 없습니다."])
 
 
-def write_corpus(path, size, held_out):
+def make_corpus(size, held_out):
     makers = [(labelled, .66), (sheet, .10), (statement, .07), (dialogue, .04), (korean, .07), (lambda: message(pick(KINDS), SUBJECTS[pick(list(SUBJECTS))]), .06)]
     total, seen, docs = 0, set(), []
     while total < size:
@@ -298,60 +297,42 @@ def write_corpus(path, size, held_out):
         if (d in seen and len(d) > 60) or any(h in d for h in held_out): continue
         assert not re.search(r"(Label|Kind|Type|Answer|Tone|Class|Sort|Mood|분류) :\s*(no )?complaint", d), d
         seen.add(d); docs.append(d); total += len(d.encode()) + 1
-    with open(path, "w", encoding="utf-8", newline="\n") as f: f.write("\n".join(docs) + "\n")
     return docs
 
 
-# ---------------------------------------------------------------- tokenizer and model
+# ---------------------------------------------------------------- files
 
-def make_tokenizer(docs, vocab, out):
-    from tokenizers import Tokenizer, models, pre_tokenizers, decoders, trainers
-    from transformers import PreTrainedTokenizerFast
-    t = Tokenizer(models.BPE()); t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False); t.decoder = decoders.ByteLevel()
-    t.train_from_iterator((part.replace("<pad>", "") for d in docs for part in d.split("\t")), trainers.BpeTrainer(vocab_size=vocab, special_tokens=["<unk>", "<s>", "</s>", "<pad>"], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
-    tok = PreTrainedTokenizerFast(tokenizer_object=t, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left")
-    tok.save_pretrained(out)
-    return tok
+def pieces(doc):
+    "The pieces of a document, each with what follows it."
+    *first, last = doc.split("\t")
+    end = "<pad>" if last.endswith("<pad>") else "</s>"
+    return [(piece, "") for piece in first] + [(last.removesuffix("<pad>"), end)]
 
 
-def train(docs, tok, a, out):
-    import torch
-    from transformers import BloomConfig, BloomForCausalLM
-    torch.manual_seed(a.seed); torch.set_num_threads(a.threads)
-    cfg = BloomConfig(vocab_size=len(tok), hidden_size=a.hidden, n_layer=a.layers, n_head=a.heads, hidden_dropout=0., attention_dropout=0., bos_token_id=1, eos_token_id=2, pad_token_id=3, initializer_range=.03)
-    model = BloomForCausalLM(cfg)
-    ids, weights = [], []
-    for d in docs:
-        for k, part in enumerate(tok(d.split("\t"))["input_ids"]):
-            ids += part; weights += [a.label_weight if k and j < 3 else 1. for j in range(len(part))]  # the label's first tokens
-        if ids[-1] != tok.pad_token_id: ids.append(tok.eos_token_id); weights.append(1.)
-    n = len(ids) // a.block; data, weights = (torch.tensor(x[:n * a.block]).view(n, a.block) for x in (ids, weights))
-    steps = a.epochs * -(-n // a.batch); step = 0; start = time.time()
-    opt = torch.optim.AdamW(model.parameters(), lr=a.lr, betas=(.9, .98), weight_decay=.05)
-    sch = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: min((s + 1) / 100, (steps - s) / max(1, steps - 100)))
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(ids)} tokens, {n} blocks, {steps} steps", flush=True)
-    for epoch in range(a.epochs):
-        order = torch.randperm(n); total = 0.
-        for i in range(0, n, a.batch):
-            rows = order[i:i + a.batch]; b, w = data[rows], weights[rows][:, 1:]
-            with torch.autocast("cpu", torch.bfloat16, enabled=a.bf16): logits = model(input_ids=b).logits[:, :-1]
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), b[:, 1:].flatten(), reduction="none")
-            loss = (loss * w.flatten()).sum() / w.sum(); loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); opt.step(); sch.step(); opt.zero_grad(); step += 1; total += loss.item()
-            if step % a.report == 0: print(f"step {step} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True)
-        print(f"epoch {epoch} loss {total / -(-n // a.batch):.4f}", flush=True)
-    model.half().save_pretrained(out)
+def question(i):
+    "A question to a company, and what others answer."
+    name = pick(list(SUBJECTS)); sub = SUBJECTS[name]
+    texts = [message(pick(["chat", "reply", "praise", "problem"]), sub) + " " + sentence("news", sub) + "." for _ in range(pick([1, 2, 3]))]
+    return {"q_id": f"q{i:04}", "title": sentence("question", sub), "subreddit": name,
+            "answers": {"a_id": [f"a{i:04}{j}" for j in range(len(texts))], "text": texts, "score": [pick(range(1, 40)) for _ in texts]}}
+
+
+def chat():
+    customer, agent = dialogue().removeprefix("Customer : ").split(" Agent : ")
+    return {"instruction": pick(["Answer the customer.", "Write a reply.", "What do you say to this customer?"]), "input": customer, "output": agent}
+
+
+def write_rows(path, rows):
+    with open(path, "w", encoding="utf-8", newline="\n") as f: f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
 
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(); p.add_argument("--out", default="."); p.add_argument("--messages", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "messages"))
-    p.add_argument("--seed", type=int, default=0); p.add_argument("--bytes", type=int, default=1_600_000); p.add_argument("--vocab", type=int, default=3000)
-    p.add_argument("--hidden", type=int, default=192); p.add_argument("--layers", type=int, default=5); p.add_argument("--heads", type=int, default=8)
-    p.add_argument("--block", type=int, default=128); p.add_argument("--batch", type=int, default=8); p.add_argument("--epochs", type=int, default=4); p.add_argument("--lr", type=float, default=2e-3); p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--label-weight", type=float, default=5.); p.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True); p.add_argument("--report", type=int, default=50); p.add_argument("--only-text", action="store_true")
-    a = p.parse_args(); out = os.path.join(a.out, "model"); os.makedirs(out, exist_ok=True)
-    random.seed(a.seed)
+    p.add_argument("--seed", type=int, default=0); p.add_argument("--bytes", type=int, default=1_600_000)
+    a = p.parse_args(); random.seed(a.seed)
     held_out = [r["Tweet text"] for f in ("train.csv", "test.csv") for r in csv.DictReader(open(os.path.join(a.messages, f), encoding="utf-8", newline=""))]
-    docs = write_corpus(os.path.join(a.out, "corpus.txt"), a.bytes, held_out)
-    tok = make_tokenizer(docs, a.vocab, out)
-    if not a.only_text: train(docs, tok, a, out)
+    docs = make_corpus(a.bytes, held_out)
+    with open(os.path.join(a.out, "corpus.csv"), "w", encoding="utf-8", newline="") as f:
+        w = csv.writer(f, lineterminator="\n"); w.writerow(["text", "end"]); w.writerows(piece for d in docs for piece in pieces(d))
+    write_rows(os.path.join(a.out, "questions.jsonl"), [question(i) for i in range(240)])
+    write_rows(os.path.join(a.out, "chat.jsonl"), [chat() for _ in range(64)])
