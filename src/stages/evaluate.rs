@@ -58,7 +58,8 @@ pub enum Mean {
     #[default]
     Predicted,
     /// All labels, also that of a row's first token, which nothing predicts unless a prompt stands before it: what
-    /// transformers 5.23's Trainer gives for GPT-2, (L−1)/L of the usual loss of rows of L tokens.
+    /// transformers 5.23's Trainer gives for GPT-2, (L−1)/L of the usual loss of rows of L tokens. Trainer takes the
+    /// mean of its batches, which is the same where all rows are of one length.
     AllLabels,
 }
 
