@@ -158,10 +158,10 @@ mod tests {
     fn each_step_gives_transformers_numbers() {
         let mut logits = [2.0, -1.0, 0.5, 3.0, 0.5, -2.5, 1.0, 0.0];
         penalise(&mut logits, [3, 1, 3, 7, 900].into_iter(), 1.3);
-        assert_eq!(logits, [2.0, -1.299_999_95, 0.5, 2.307_692_3, 0.5, -2.5, 1.0, 0.0]);
+        assert_eq!(logits, [2.0, -1.3, 0.5, 2.307_692_3, 0.5, -2.5, 1.0, 0.0]);
         divide(&mut logits, 0.7);
         let cold = [
-            2.857_142_9,
+            2.857_143,
             -1.857_142_8,
             0.714_285_73,
             3.296_703_3,

@@ -65,7 +65,8 @@ pub enum LossOver {
     #[default]
     Predicted,
     /// All that are given, also that of a row's first token, which nothing predicts unless a prompt stands before it:
-    /// what transformers 5.23's Trainer gives for GPT-2, (L-1)/L of the usual loss of rows of L tokens.
+    /// what transformers 5.23's Trainer gives for GPT-2, (L-1)/L of the usual loss of rows of L tokens. Trainer's
+    /// evaluation is the mean of its batches', which is the same where all rows are of one length.
     AllLabels,
 }
 
