@@ -152,6 +152,64 @@ fn weights_that_are_only_a_pickle() {
     says("pickle", &project, 1, &["--set", "model=pickle"]);
 }
 
+/// A pipeline `tweets.yaml` that loads the folder of `save_to_disk` in `saved` and takes these steps.
+fn saved(steps: &str) -> Project {
+    let project = Project::new();
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/saved/one"), &project.path("saved"));
+    let load = "  rows:\n    uses: load_dataset\n    with: { path: saved }\n";
+    let transform =
+        "  changed:\n    uses: transform\n    inputs: { dataset: rows }\n    with:\n      steps:\n";
+    project.write("tweets.yaml", &format!("pipeline: p\nstages:\n{load}{transform}{steps}"));
+    project
+}
+
+#[test]
+fn an_arrow_shard_that_is_cut_off() {
+    let project = saved("        - flatten: true\n");
+    let path = project.path("saved/data-00001-of-00003.arrow");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
+    says("cut_shard", &project, 1, &[]);
+}
+
+#[test]
+fn an_arrow_shard_that_is_missing() {
+    let project = saved("        - flatten: true\n");
+    fs::remove_file(project.path("saved/data-00001-of-00003.arrow")).unwrap();
+    says("missing_shard", &project, 1, &[]);
+}
+
+#[test]
+fn a_slice_that_holds_no_row() {
+    let project = saved("        - flatten: true\n");
+    project.edit("tweets.yaml", "path: saved", "path: saved, split: \"train[10:]\"");
+    says("empty_slice", &project, 1, &[]);
+}
+
+#[test]
+fn a_step_with_a_column_that_is_absent() {
+    says("absent_step_column", &saved("        - join: { column: answers.txt, into: text2 }\n"), 1, &[]);
+}
+
+#[test]
+fn a_filter_that_keeps_no_row() {
+    says("empty_split", &saved("        - filter: { column: score, min: 100 }\n"), 1, &[]);
+}
+
+#[test]
+fn steps_that_can_not_work() {
+    let steps = "        - flatten: [answers]\n        - join: { column: answers }\n        - filter: { column: text }\n";
+    says("impossible_steps", &saved(steps), 2, &[]);
+}
+
+#[test]
+fn steps_that_are_misspelt() {
+    let steps = "        - flaten: [answers]\n        - filter: { column: text, equal: x }\n        \
+                 - template: { into: x, text: \"{id\" }\n        - filter: { column: text, in: [[x]] }\n        \
+                 - flatten: answers\n";
+    says("misspelt_steps", &saved(steps), 2, &[]);
+}
+
 #[test]
 fn a_command_that_fails() {
     let project = Project::new();

@@ -1,4 +1,5 @@
-//! Class names that Hugging Face `datasets` writes into a parquet file, or into a file beside the data.
+//! Class names that Hugging Face `datasets` writes into a parquet file or an Arrow stream, or into a file
+//! beside the data.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -37,18 +38,23 @@ impl Info {
 
 /// What a parquet file's own `huggingface` entry says; nothing where there is none.
 pub(super) fn in_parquet(path: &Path) -> BTreeMap<String, Feature> {
-    #[derive(Deserialize)]
-    struct Entry {
-        info: Info,
-    }
     let entry = || {
         let mut reader = ParquetReader::new(File::open(path).ok()?);
         let metadata = reader.get_metadata().ok()?;
         let pairs = metadata.key_value_metadata().as_ref()?;
         let text = pairs.iter().find(|pair| pair.key == "huggingface")?.value.as_ref()?;
-        serde_json::from_str::<Entry>(text).ok()
+        Some(in_entry(text))
     };
-    entry().map(|e| e.info.features()).unwrap_or_default()
+    entry().unwrap_or_default()
+}
+
+/// What the text of an entry `huggingface` in a file's metadata says; nothing where it is something else.
+pub(super) fn in_entry(text: &str) -> BTreeMap<String, Feature> {
+    #[derive(Deserialize)]
+    struct Entry {
+        info: Info,
+    }
+    serde_json::from_str::<Entry>(text).map(|entry| entry.info.features()).unwrap_or_default()
 }
 
 /// What a data folder's `dataset_info.json`, or the entry `config` (or the only one) of its

@@ -1,11 +1,14 @@
-//! Files of rows in the formats that data comes in: csv, json, jsonl, parquet.
+//! Files of rows in the formats that data comes in: csv, json, jsonl, parquet, Arrow streams, text.
 //!
 //! Knows how a file's ending names its format and how cells become typed columns, always from all rows of
 //! the file; does not know of splits, nor where files are looked for.
 
+mod arrow;
 mod csv;
 mod features;
 mod json;
+pub mod lines;
+pub mod saved;
 mod typing;
 
 use std::collections::BTreeMap;
@@ -20,7 +23,7 @@ use crate::artifact::parquet::read_parquet;
 pub use features::{INFO_FILES, beside};
 
 /// The endings of the files that can be read.
-pub const ENDINGS: &[&str] = &["csv", "json", "jsonl", "ndjson", "parquet"];
+pub const ENDINGS: &[&str] = &["arrow", "csv", "json", "jsonl", "ndjson", "parquet", "txt"];
 
 /// What one file holds.
 #[derive(Clone, Debug)]
@@ -62,6 +65,11 @@ pub fn is_known(path: &Path) -> bool {
     ENDINGS.contains(&ending(path).as_str())
 }
 
+/// Whether the file is text, a row a line, that [`lines`] reads a piece at a time.
+pub fn is_text(path: &Path) -> bool {
+    ending(path) == "txt"
+}
+
 fn ending(path: &Path) -> String {
     path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
 }
@@ -80,6 +88,14 @@ pub fn read(path: &Path) -> Result<Table, FormatError> {
             }
             let frame = read_parquet(path)?;
             Ok(Table { frame, features: features::in_parquet(path) })
+        }
+        "arrow" => arrow::read(path),
+        "txt" => {
+            let mut frame = DataFrame::empty_with_schema(&lines::schema());
+            for piece in lines::Lines::open(path)? {
+                frame.vstack_mut(&piece?).map_err(|e| whole(e.to_string()))?;
+            }
+            Ok(plain(frame))
         }
         "" => Err(whole(format!("the file has no ending that names its format; {}", readable()))),
         other => Err(whole(format!("`.{other}` can't be read; {}", readable()))),
@@ -150,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_table_says_so() {
-        let endings = "files ending in .csv, .json, .jsonl, .ndjson, .parquet can";
+        let endings = "files ending in .arrow, .csv, .json, .jsonl, .ndjson, .parquet, .txt can";
         assert_eq!(refusal("a.pkl", b"x"), format!("a.pkl: `.pkl` can't be read; {endings}"));
         assert_eq!(refusal("a.xlsx", b"x"), format!("a.xlsx: `.xlsx` can't be read; {endings}"));
         assert_eq!(refusal("a", b"x"), format!("a: the file has no ending that names its format; {endings}"));

@@ -1,28 +1,34 @@
 //! `load_dataset`: rows from files into a dataset.
 //!
-//! Knows which files make up which split; how a file is read is `formats`' matter.
+//! Knows which files make up which split; how a file is read is `formats`' matter. Text files go through a
+//! piece at a time, all others are held in memory.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use polars::prelude::{DataFrame, DataType, Series};
+use polars::prelude::{DataFrame, DataType, Schema, Series};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::dataset::{Dataset, Feature, Split, check_split_name};
-use crate::formats::{self, FormatError};
+use crate::artifact::dataset::{DatasetError, DatasetWriter, Feature, SplitWriter, check_split_name};
+use crate::formats::saved::{self, Saved};
+use crate::formats::{self, FormatError, lines};
 use crate::location::{Location, Locations, Place};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
 use crate::stages::place;
+use crate::stages::slice::Selection;
 
-/// Reads a dataset: csv, json, jsonl or parquet files.
+/// Reads a dataset: csv, json, jsonl, parquet, Arrow stream or text files, or a folder that Python `datasets` wrote
+/// with `save_to_disk`. A line of a .txt file is a row with the column `text`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadDataset {
     /// A file, a folder, a glob, or a dataset's name on the Hub. A lone file becomes the split `train`; of
     /// several, those with `train`, `test` or `validation` (or `dev`, `valid`, `val`, `eval`) as a word of
-    /// their name or folder make up that split, or all of them `train` where none has.
+    /// their name or folder make up that split, or all of them `train` where none has; .txt files count only
+    /// where there are no others. A folder of `save_to_disk` has its own splits; one without a name is `train`.
     #[serde(default)]
     pub path: Option<Location>,
     /// Instead of `path`: the file, folder or glob of each split, or a list of these.
@@ -34,16 +40,17 @@ pub struct LoadDataset {
     /// The branch, tag or commit of a Hub dataset.
     #[serde(default)]
     pub revision: Option<String>,
-    /// Keeps this split only, or rows of it: `train`, `train[:5000]`, `train[10%:]`, `train[-20:]`.
+    /// Keeps this split only, or rows of it, as `datasets` writes them: `train`, `train[:5000]`, `train[10%:]`,
+    /// `train[-20:]`. Several joined by `+` become one split, which has the name of the first.
     #[serde(default)]
     pub split: Option<String>,
 }
 
 impl Stage for LoadDataset {
     const KIND: &'static str = "load_dataset";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const LANE: Lane = Lane::Cpu;
-    const ABOUT: &'static str = "Reads csv, json, jsonl or parquet files into a dataset.";
+    const ABOUT: &'static str = "Reads csv, json, parquet, Arrow or text files into a dataset.";
     const EXAMPLE: &'static str = "\
 tweets:
   uses: load_dataset
@@ -92,48 +99,93 @@ tweets:
                 faults.push(Fault::new("files", format!("the list of files for split `{split}` is empty")));
             }
         }
-        if let Some(Err(reason)) = self.split.as_deref().map(Slice::parse) {
-            faults.push(
-                Fault::new("split", reason).help(
-                    "write a split's name, or rows of it as `train[:50]`, `train[10%:]`, `train[-20:]`",
-                ),
-            );
+        if let Some(Err(reason)) = self.split.as_deref().map(Selection::parse) {
+            faults.push(Fault::new("split", reason).help(
+                "write a split's name, or rows of it as `train[:50]`, `train[10%:20%]`, `train[-20:]`",
+            ));
         }
         faults
     }
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
-        let mut dataset = Dataset::default();
-        for (split, paths) in self.find_files(context)? {
-            let (frame, features) = read_all(&paths, context)?;
-            dataset.features.extend(features);
-            dataset.splits.push(Split { name: split, frame });
+        let selection =
+            self.split.as_deref().map(Selection::parse).transpose().map_err(StageError::failed)?;
+        let parts = self.find_files(context)?;
+        let have = || parts.iter().map(|part| part.split.clone()).collect();
+        for slice in selection.iter().flat_map(|selection| &selection.slices) {
+            if parts.iter().all(|part| part.split != slice.split) {
+                return Err(DatasetError::NoSplit { name: slice.split.into(), have: have() }.into());
+            }
         }
-        dataset.features.extend(self.features_beside()?);
-        if let Some(text) = &self.split {
-            dataset = Slice::parse(text).map_err(StageError::failed)?.of(&dataset)?;
+        let wanted = |part: &&Part| match &selection {
+            Some(selection) => selection.slices.iter().any(|slice| slice.split == part.split),
+            None => true,
+        };
+        let mut features = BTreeMap::new();
+        let mut read = Vec::new();
+        for part in parts.iter().filter(wanted) {
+            read.push((part.split.as_str(), Rows::read(part, context, &mut features)?));
         }
-        for split in &dataset.splits {
-            context.metric(format!("rows.{}", split.name), split.rows() as f64);
+        features.extend(self.features_beside()?);
+
+        let mut writer = DatasetWriter::create(context.out);
+        match &selection {
+            None => {
+                for (split, rows) in &read {
+                    write(&mut writer, split, &[(split, rows, 0..rows.count())], context)?;
+                }
+            }
+            Some(selection) => {
+                let mut taken = Vec::new();
+                for slice in &selection.slices {
+                    for (split, rows) in read.iter().filter(|(split, _)| *split == slice.split) {
+                        let range = slice.of(rows.count()).map_err(StageError::failed)?;
+                        taken.push((*split, rows, range));
+                    }
+                }
+                write(&mut writer, selection.name(), &taken, context)?;
+            }
         }
-        Ok(dataset.save(context.out)?)
+        Ok(writer.finish(features)?)
     }
 }
 
+/// The files of one split.
+struct Part {
+    split: String,
+    /// Sorted, or as the dataset that they are of lists them.
+    paths: Vec<PathBuf>,
+    /// The folders that they were saved to, which describe the columns.
+    folders: Vec<PathBuf>,
+}
+
 impl LoadDataset {
-    /// The files of each split, both in their order.
-    fn find_files(&self, context: &Context<'_>) -> Result<Vec<(String, Vec<PathBuf>)>, StageError> {
+    /// The files of each split, splits in their order.
+    fn find_files(&self, context: &Context<'_>) -> Result<Vec<Part>, StageError> {
         let Some(path) = &self.path else {
-            let mut splits = Vec::new();
+            let mut parts = Vec::new();
             for (split, places) in &self.files {
-                let mut paths = Vec::new();
+                let mut part = Part { split: split.clone(), paths: Vec::new(), folders: Vec::new() };
                 for place in &places.0 {
-                    paths.extend(files_at(place)?.paths);
+                    match saved_at(place)?.as_slice() {
+                        [] => part.paths.extend(files_at(place)?.paths),
+                        [one] => {
+                            part.paths.extend_from_slice(&one.shards);
+                            part.folders.push(one.folder.clone());
+                        }
+                        many => {
+                            let have: Vec<_> = many.iter().filter_map(|s| s.split.as_deref()).collect();
+                            return Err(StageError::with_help(
+                                format!("dataset: {place} has several splits: {}", have.join(", ")),
+                                format!("name the folder of one, such as {place}/{}", have[0]),
+                            ));
+                        }
+                    }
                 }
-                splits.push((split.clone(), paths));
+                parts.push(part);
             }
-            splits.sort_by_key(|(split, _)| rank(split));
-            return Ok(splits);
+            parts.sort_by_key(|part| rank(&part.split));
+            return Ok(parts);
         };
         if !matches!(path.resolve(), Place::Hub(_)) {
             for (key, value) in [("name", &self.name), ("revision", &self.revision)] {
@@ -142,11 +194,21 @@ impl LoadDataset {
                 }
             }
         }
-        let found = files_at(path)?;
-        if found.lone {
-            return Ok(vec![("train".into(), found.paths)]);
+        let saved = saved_at(path)?;
+        if !saved.is_empty() {
+            let part = |saved: Saved| Part {
+                split: saved.split.unwrap_or_else(|| "train".into()),
+                paths: saved.shards,
+                folders: vec![saved.folder],
+            };
+            return Ok(saved.into_iter().map(part).collect());
         }
-        Ok(by_split(found, context))
+        let found = files_at(path)?;
+        let splits = match found.lone {
+            true => vec![("train".into(), found.paths)],
+            false => by_split(found, context),
+        };
+        Ok(splits.into_iter().map(|(split, paths)| Part { split, paths, folders: Vec::new() }).collect())
     }
 
     /// What an info file in the folder says of the columns.
@@ -158,6 +220,115 @@ impl LoadDataset {
             _ => Ok(BTreeMap::new()),
         }
     }
+}
+
+/// The rows of one split: read, or, of text files, still to be read.
+enum Rows {
+    Read(DataFrame),
+    Lines { paths: Vec<PathBuf>, rows: usize },
+}
+
+impl Rows {
+    fn read(
+        part: &Part,
+        context: &Context<'_>,
+        features: &mut BTreeMap<String, Feature>,
+    ) -> Result<Self, StageError> {
+        if part.paths.iter().all(|path| formats::is_text(path)) {
+            let mut rows = 0;
+            for path in &part.paths {
+                context.go_on()?;
+                rows += lines::count(path)?;
+            }
+            return match (part.paths.as_slice(), rows) {
+                ([one], 0) => Err(StageError::failed(format!("{}: the file is empty", one.display()))),
+                (_, 0) => {
+                    Err(StageError::failed(format!("every text file of split `{}` is empty", part.split)))
+                }
+                _ => Ok(Self::Lines { paths: part.paths.clone(), rows }),
+            };
+        }
+        let (frame, in_files) = read_all(&part.paths, context)?;
+        features.extend(in_files);
+        for folder in &part.folders {
+            features.extend(formats::beside(folder, None)?);
+        }
+        Ok(Self::Read(frame))
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Self::Read(frame) => frame.height(),
+            Self::Lines { rows, .. } => *rows,
+        }
+    }
+
+    fn schema(&self) -> Schema {
+        match self {
+            Self::Read(frame) => frame.schema().as_ref().clone(),
+            Self::Lines { .. } => lines::schema(),
+        }
+    }
+
+    /// Writes some of the rows.
+    fn write(
+        &self,
+        range: Range<usize>,
+        into: &mut SplitWriter<'_>,
+        context: &Context<'_>,
+    ) -> Result<(), StageError> {
+        let (paths, all) = match self {
+            Self::Read(frame) => return Ok(into.write(&frame.slice(range.start as i64, range.len()))?),
+            Self::Lines { paths, rows } => (paths, *rows),
+        };
+        let mut read = 0;
+        for path in paths {
+            for piece in lines::Lines::open(path)? {
+                context.go_on()?;
+                let piece = piece?;
+                let (from, to) = (range.start.max(read), range.end.min(read + piece.height()));
+                if from < to {
+                    into.write(&piece.slice((from - read) as i64, to - from))?;
+                }
+                read += piece.height();
+                context.progress(read as u64, all as u64, "rows", "");
+                if read >= range.end {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes a split that is put together of rows of the splits of these names.
+fn write(
+    writer: &mut DatasetWriter,
+    name: &str,
+    taken: &[(&str, &Rows, Range<usize>)],
+    context: &Context<'_>,
+) -> Result<(), StageError> {
+    let Some((first, rows, _)) = taken.first() else {
+        return Err(StageError::failed("dataset: there is no file to read"));
+    };
+    let schema = rows.schema();
+    if let Some((other, rows, _)) = taken.iter().find(|(_, rows, _)| rows.schema() != schema) {
+        let columns = |schema: &Schema| {
+            let fields = schema.iter().map(|(name, kind)| format!("{name} ({})", spelled(kind)));
+            fields.collect::<Vec<_>>().join(", ")
+        };
+        return Err(StageError::failed(format!(
+            "splits `{first}` and `{other}` have different columns: {}; and {}",
+            columns(&schema),
+            columns(&rows.schema())
+        )));
+    }
+    let mut split = writer.split(name, &schema)?;
+    for (_, rows, range) in taken {
+        rows.write(range.clone(), &mut split, context)?;
+    }
+    context.metric(format!("rows.{name}"), split.end()? as f64);
+    Ok(())
 }
 
 impl From<FormatError> for StageError {
@@ -176,6 +347,14 @@ struct Found {
     lone: bool,
 }
 
+/// The datasets that `save_to_disk` wrote into a folder; none where the place is something else.
+fn saved_at(location: &Location) -> Result<Vec<Saved>, StageError> {
+    match location.resolve() {
+        Place::Local(folder) if folder.is_dir() => Ok(saved::in_folder(&folder)?),
+        _ => Ok(Vec::new()),
+    }
+}
+
 fn files_at(location: &Location) -> Result<Found, StageError> {
     if let Place::Glob(pattern) = location.resolve() {
         return matching(&pattern);
@@ -186,6 +365,10 @@ fn files_at(location: &Location) -> Result<Found, StageError> {
     }
     let mut paths = Vec::new();
     walk(&path, &mut paths)?;
+    // Beside data, a .txt file is a note or a licence.
+    if !paths.iter().all(|path| formats::is_text(path)) {
+        paths.retain(|path| !formats::is_text(path));
+    }
     if paths.is_empty() {
         return Err(StageError::with_help(
             format!("dataset: no file in {} can be read", path.display()),
@@ -283,7 +466,7 @@ fn read_all(
     for (done, path) in paths.iter().enumerate() {
         context.go_on()?;
         context.progress(done as u64, paths.len() as u64, "files", "");
-        let table = formats::read(path)?;
+        let table = formats::read(path).map_err(|e| with_others(e, path, paths))?;
         features.extend(table.features);
         whole = Some(match whole {
             None => (table.frame, path),
@@ -299,6 +482,24 @@ fn read_all(
         Some((frame, _)) => Ok((frame, features)),
         None => Err(StageError::failed("dataset: there is no file to read")),
     }
+}
+
+/// The failure to read a shard of several, with what of the others can be read.
+fn with_others(error: FormatError, broken: &Path, paths: &[PathBuf]) -> StageError {
+    let others: Vec<&PathBuf> = paths.iter().filter(|path| *path != broken).collect();
+    if others.is_empty() || paths.iter().any(|path| path.extension().is_none_or(|ending| ending != "arrow")) {
+        return error.into();
+    }
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let also: Vec<String> =
+        others.iter().filter(|path| formats::read(path).is_err()).map(|path| name(path)).collect();
+    let others = match (also.is_empty(), others.len()) {
+        (true, 1) => "the other shard can be read".to_owned(),
+        (true, many) => format!("the other {many} shards can be read"),
+        (false, _) => format!("{} can't be read either", also.join(", ")),
+    };
+    let help = format!("copy it again from where it was saved, or save the dataset again; {others}");
+    StageError::with_help(error.to_string(), help)
 }
 
 /// Puts one file's rows below another's. The reason why not is to be followed by the other file's name.
@@ -349,67 +550,10 @@ fn spelled(kind: &DataType) -> String {
     }
 }
 
-/// A split, or rows of one: `train`, `train[10%:50]`.
-#[derive(Debug, PartialEq)]
-struct Slice<'a> {
-    split: &'a str,
-    from: Option<Bound>,
-    to: Option<Bound>,
-}
-
-/// An end of a slice; negative ones count from the end.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Bound {
-    Row(i64),
-    Percent(i64),
-}
-
-impl<'a> Slice<'a> {
-    fn parse(text: &'a str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is neither a split nor a slice of one");
-        let Some((split, slice)) = text.split_once('[') else {
-            check_split_name(text).map_err(|_| wrong())?;
-            return Ok(Self { split: text, from: None, to: None });
-        };
-        check_split_name(split).map_err(|_| wrong())?;
-        let (from, to) = slice.strip_suffix(']').and_then(|s| s.split_once(':')).ok_or_else(wrong)?;
-        let bound = |text: &str| match text.trim() {
-            "" => Ok(None),
-            text => match text.strip_suffix('%') {
-                Some(percent) => match percent.parse() {
-                    Ok(percent @ -100..=100) => Ok(Some(Bound::Percent(percent))),
-                    _ => Err(wrong()),
-                },
-                None => text.parse().map(|row| Some(Bound::Row(row))).map_err(|_| wrong()),
-            },
-        };
-        Ok(Self { split, from: bound(from)?, to: bound(to)? })
-    }
-
-    /// A dataset of these rows alone.
-    fn of(&self, dataset: &Dataset) -> Result<Dataset, StageError> {
-        let split = dataset.split(self.split)?;
-        let rows = split.rows() as i64;
-        let row = |bound| {
-            let row = match bound {
-                Bound::Row(row) => row,
-                Bound::Percent(percent) => (rows as f64 * percent as f64 / 100.0).round_ties_even() as i64,
-            };
-            (if row < 0 { rows + row } else { row }).clamp(0, rows)
-        };
-        let from = self.from.map_or(0, row);
-        let to = self.to.map_or(rows, row).max(from);
-        let frame = split.frame.slice(from, (to - from) as usize);
-        Ok(Dataset {
-            splits: vec![Split { name: split.name.clone(), frame }],
-            features: dataset.features.clone(),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifact::dataset::{Dataset, Split};
     use crate::stage::{Cancel, Saying};
     use crate::stages::testing::{Refusal, fault, run};
 
@@ -436,7 +580,9 @@ mod tests {
     }
 
     fn shape(dataset: &Dataset) -> Vec<(&str, Vec<String>)> {
-        let cells = |s: &Split| (0..s.rows()).map(|row| s.text_at("a", row).unwrap().unwrap()).collect();
+        let cells = |s: &Split| {
+            (0..s.rows()).map(|row| s.text_at(&s.column_names()[0], row).unwrap().unwrap()).collect()
+        };
         dataset.splits.iter().map(|s| (s.name.as_str(), cells(s))).collect()
     }
 
@@ -509,29 +655,50 @@ mod tests {
     }
 
     #[test]
-    fn slices_are_those_of_datasets() {
-        let rows: Vec<String> = (0..25).map(|row| format!("{row}\n")).collect();
-        let dir = folder(&[("rows.csv", &format!("a\n{}", rows.concat()))]);
-        let slice = |split: &str| {
-            let stage = LoadDataset { split: Some(split.into()), ..path(dir.path(), "rows.csv") };
-            let dataset = loaded(&stage);
-            let train = dataset.split("train").unwrap();
-            let end = |row| train.text_at("a", row).unwrap().unwrap().parse::<usize>().unwrap();
-            match train.rows() {
-                0 => None,
-                rows => Some((end(0), end(rows - 1) + 1)),
-            }
+    fn slices_are_kept_in_their_order() {
+        let rows = |from: usize, to: usize| {
+            let rows: String = (from..to).map(|row| format!("{row}\n")).collect();
+            format!("a\n{rows}")
         };
-        assert_eq!(slice("train"), Some((0, 25)));
-        assert_eq!(slice("train[:10]"), Some((0, 10)));
-        assert_eq!(slice("train[-20:]"), Some((5, 25)));
-        // 2.5 rows are 2, as Python rounds them.
-        assert_eq!(slice("train[10%:]"), Some((2, 25)));
-        assert_eq!(slice("train[30%:-10%]"), Some((8, 23)));
-        assert_eq!(slice("train[:1000]"), Some((0, 25)));
-        assert_eq!(slice("train[7:7]"), None);
-        let absent = LoadDataset { split: Some("trian[:5]".into()), ..path(dir.path(), "rows.csv") };
-        assert_eq!(refusal(&absent), "no split `trian` (did you mean `train`?); there is `train`");
+        let dir = folder(&[("train.csv", &rows(0, 25)), ("test.csv", &rows(50, 55))]);
+        let kept = |split: &str| {
+            let stage = LoadDataset { split: Some(split.into()), ..path(dir.path(), ".") };
+            let dataset = loaded(&stage);
+            let (name, rows) = shape(&dataset).remove(0);
+            assert_eq!(dataset.splits.len(), 1);
+            (name.to_owned(), rows.join(" "))
+        };
+        let want = |name: &str, rows: &str| (name.to_owned(), rows.to_owned());
+        assert_eq!(kept("train[20:]"), want("train", "20 21 22 23 24"));
+        assert_eq!(kept("train[:10%]+train[-80%:-70%]"), want("train", "0 1 5 6"));
+        assert_eq!(kept("test+train[:1]"), want("test", "50 51 52 53 54 0"));
+        let refused =
+            |split: &str| refusal(&LoadDataset { split: Some(split.into()), ..path(dir.path(), ".") });
+        assert_eq!(refused("train[7:7]"), "`train[7:7]` holds no row: split `train` has 25");
+        assert_eq!(
+            refused("trian[:5]"),
+            "no split `trian` (did you mean `train`?); there are `train`, `test`"
+        );
+        let dir = folder(&[("train.csv", "a\n1\n"), ("test.csv", "a\nx\n")]);
+        let both = LoadDataset { split: Some("train+test".into()), ..path(dir.path(), ".") };
+        assert_eq!(refusal(&both), "splits `train` and `test` have different columns: a (i64); and a (str)");
+    }
+
+    #[test]
+    fn a_line_of_text_is_a_row() {
+        let dir = folder(&[("b.txt", "one\n\ntwo"), ("c.txt", "three\r\n"), ("empty.txt", "")]);
+        let texts = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect::<Vec<_>>();
+        assert_eq!(
+            shape(&loaded(&path(dir.path(), "*.txt"))),
+            [("train", texts(&["one", "", "two", "three"]))]
+        );
+        let last = LoadDataset { split: Some("train[-2:]".into()), ..path(dir.path(), ".") };
+        assert_eq!(shape(&loaded(&last)), [("train", texts(&["two", "three"]))]);
+        assert_eq!(loaded(&last).splits[0].column_names(), ["text"]);
+        let at = dir.path().display();
+        assert_eq!(refusal(&path(dir.path(), "empty.txt")), format!("{at}/empty.txt: the file is empty"));
+        fs::write(dir.path().join("rows.csv"), "a\n1\n").unwrap();
+        assert_eq!(shape(&loaded(&path(dir.path(), "."))), [("train", texts(&["1"]))]);
     }
 
     #[test]
@@ -621,6 +788,187 @@ mod tests {
                 |s| matches!(s, Saying::Note(n) if n == "`name` is for datasets on the Hub; a.csv is local")
             ),
             "{said:?}"
+        );
+    }
+
+    /// What `tests/make_saved.py` wrote.
+    fn saved(name: &str) -> String {
+        format!("{}/tests/saved/{name}", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    /// A split of a saved folder holds the rows of a jsonl file, however their types were written.
+    fn holds(split: &Split, name: &str) {
+        let want = formats::read(Path::new(&saved(name))).unwrap().frame;
+        let columns = want.columns().iter().map(|want| {
+            let column = split.column(want.name()).unwrap();
+            column.cast(want.dtype()).unwrap()
+        });
+        let frame = DataFrame::new(split.rows(), columns.collect()).unwrap();
+        assert!(frame.equals_missing(&want), "{name}: {frame} {want}");
+    }
+
+    #[test]
+    fn what_datasets_saved_comes_back() {
+        let one = loaded(&path(Path::new("."), &saved("one")));
+        assert_eq!(one.split_names(), ["train"]);
+        holds(&one.splits[0], "one.jsonl");
+        let names = ["Unlabeled", "complaint", "no complaint"];
+        assert_eq!(one.class_names("label").unwrap(), names);
+        let kinds: Vec<String> = one.splits[0].frame.dtypes().iter().map(spelled).collect();
+        assert_eq!(
+            kinds,
+            [
+                "i32",
+                "str",
+                "str",
+                "f64",
+                "f32",
+                "bool",
+                "null",
+                "i64",
+                "struct[text: list[str], score: list[i64]]",
+                "list[struct[url: str, at: i64]]"
+            ]
+        );
+        let splits = loaded(&path(Path::new("."), &saved("splits")));
+        assert_eq!(
+            (splits.split_names(), splits.class_names("label").unwrap()),
+            (vec!["train".into(), "test".into()], &names.map(String::from)[..])
+        );
+        holds(&splits.splits[0], "splits.train.jsonl");
+        holds(&splits.splits[1], "splits.test.jsonl");
+        let last = LoadDataset {
+            split: Some("test[-1:]+train[:1]".into()),
+            ..path(Path::new("."), &saved("splits"))
+        };
+        let ids: Vec<_> =
+            (0..2).map(|row| loaded(&last).splits[0].text_at("id", row).unwrap().unwrap()).collect();
+        assert_eq!(ids, ["6", "0"]);
+    }
+
+    #[test]
+    fn a_saved_folder_can_be_one_of_the_files() {
+        let place = |text: &str| Locations(vec![Location::new(saved(text), ".")]);
+        let files = BTreeMap::from([("test".into(), place("splits/test")), ("train".into(), place("one"))]);
+        let dataset = loaded(&LoadDataset { path: None, files, ..path(Path::new("."), "") });
+        holds(dataset.split("train").unwrap(), "one.jsonl");
+        holds(dataset.split("test").unwrap(), "splits.test.jsonl");
+        assert_eq!(dataset.class_names("label").unwrap().len(), 3);
+        let files = BTreeMap::from([("train".into(), place("splits"))]);
+        assert_eq!(
+            load(&LoadDataset { path: None, files, ..path(Path::new("."), "") }).0.unwrap_err(),
+            (
+                format!("dataset: {} has several splits: train, test", saved("splits")),
+                Some(format!("name the folder of one, such as {}/train", saved("splits")))
+            )
+        );
+    }
+
+    /// A copy of the saved folder `one`, changed; what is said of it.
+    fn refused_copy(change: impl Fn(&Path)) -> Refusal {
+        let dir = tempfile::tempdir().unwrap();
+        for file in fs::read_dir(saved("one")).unwrap().flatten() {
+            fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+        }
+        change(dir.path());
+        let (message, help) = load(&path(dir.path(), ".")).0.unwrap_err();
+        (message.replace(&format!("{}/./", dir.path().display()), ""), help)
+    }
+
+    #[test]
+    fn a_shard_that_is_broken_is_named() {
+        let cut = |name: &'static str, length: usize| {
+            move |dir: &Path| {
+                let bytes = fs::read(dir.join(name)).unwrap();
+                fs::write(dir.join(name), &bytes[..length.min(bytes.len())]).unwrap();
+            }
+        };
+        const SECOND: &str = "data-00001-of-00003.arrow";
+        let again = "copy it again from where it was saved, or save the dataset again";
+        assert_eq!(
+            refused_copy(cut(SECOND, 2000)),
+            (
+                format!("{SECOND}: cut off: the Arrow stream has no end marker, so rows may be missing"),
+                Some(format!("{again}; the other 2 shards can be read"))
+            )
+        );
+        assert_eq!(
+            refused_copy(|dir| {
+                cut(SECOND, 0)(dir);
+                cut("data-00002-of-00003.arrow", 9)(dir);
+            }),
+            (
+                format!("{SECOND}: the file is empty"),
+                Some(format!("{again}; data-00002-of-00003.arrow can't be read either"))
+            )
+        );
+        let overwritten = refused_copy(|dir| {
+            let mut bytes = fs::read(dir.join(SECOND)).unwrap();
+            // Within the message that describes the rows.
+            bytes[1700..1900].fill(0x5a);
+            fs::write(dir.join(SECOND), bytes).unwrap();
+        });
+        assert!(
+            overwritten.0.starts_with(&format!("{SECOND}: not readable as an Arrow stream: ")),
+            "{overwritten:?}"
+        );
+        assert_eq!(
+            refused_copy(|dir| fs::write(dir.join(SECOND), "ARROW1\0\0").unwrap()).0,
+            format!("{SECOND}: an Arrow (Feather) file, not an Arrow stream, which `datasets` writes")
+        );
+        assert_eq!(
+            refused_copy(|dir| fs::write(dir.join(SECOND), "PAR1").unwrap()).0,
+            format!("{SECOND}: not an Arrow stream")
+        );
+    }
+
+    /// Broken bytes are an error or other values, and never end the program.
+    #[test]
+    fn no_broken_byte_of_a_shard_is_fatal() {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, broken) =
+            (fs::read(saved("one/data-00000-of-00003.arrow")).unwrap(), dir.path().join("a.arrow"));
+        for at in (0..whole.len()).step_by(7) {
+            for value in [0xff, 0x00, 0x7f] {
+                let mut bytes = whole.clone();
+                bytes[at] = value;
+                fs::write(&broken, bytes).unwrap();
+                let _ = formats::read(&broken);
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_that_lists_no_rows_is_refused() {
+        let state =
+            |text: &'static str| refused_copy(move |dir| fs::write(dir.join("state.json"), text).unwrap()).0;
+        assert_eq!(
+            state(r#"{"_data_files": []}"#),
+            "state.json: lists no data files: the dataset was saved without a row"
+        );
+        assert_eq!(
+            state(r#"{"_fingerprint": "x"}"#),
+            "state.json: not what `save_to_disk` writes: missing field `_data_files` at line 1 column 21"
+        );
+        assert_eq!(
+            state(r#"{"_data_files": [{"filename": "data-00009.arrow"}]}"#),
+            "state.json: lists the shard data-00009.arrow, which is missing"
+        );
+        assert_eq!(
+            state(r#"{"_data_files": [{"filename": "../rows.arrow"}]}"#),
+            "state.json: `../rows.arrow` is no file of this folder"
+        );
+        assert_eq!(
+            state(
+                r#"{"_data_files": [{"filename": "data-00000-of-00003.arrow"}], "_indices_data_files": [{"filename": "indices.arrow"}]}"#
+            ),
+            "state.json: the rows are a selection of the shards' by an indices table, which pipe can't follow: load the \
+             folder in Python and save it with `flatten_indices().save_to_disk(…)`"
+        );
+        let dir = folder(&[("dataset_dict.json", r#"{"splits": ["train"]}"#)]);
+        assert_eq!(
+            refusal(&path(dir.path(), ".")).replace(&format!("{}/./", dir.path().display()), ""),
+            "dataset_dict.json: names the split `train`, and train/state.json is missing"
         );
     }
 

@@ -10,12 +10,14 @@ pub mod split;
 pub mod tokenize;
 pub mod train_soft_prompt;
 pub mod train_tokenizer;
+pub mod transform;
 
 pub mod base;
 pub mod chat;
 pub mod place;
 pub mod prompt;
 pub mod rows;
+pub mod slice;
 pub mod template;
 #[cfg(test)]
 mod testing;
@@ -33,6 +35,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<load_dataset::LoadDataset>(),
     Kind::of::<relabel::Relabel>(),
     Kind::of::<split::SplitRows>(),
+    Kind::of::<transform::Transform>(),
     Kind::of::<train_tokenizer::TrainTokenizer>(),
     Kind::of::<tokenize::Tokenize>(),
     Kind::of::<group_texts::GroupTexts>(),

@@ -22,7 +22,8 @@ pub struct SplitRows {
     /// How much goes to `train`, likewise; if not given, all that is left.
     #[serde(default)]
     pub train_size: Option<f64>,
-    /// Which order the rows are shuffled into.
+    /// Which order the rows are shuffled into. The parts are as large as those of Python's `train_test_split`, but
+    /// a seed doesn't draw the rows that numpy draws with it.
     #[serde(default = "default_seed")]
     pub seed: u64,
     /// Whether to shuffle; if not, `train` are the first rows and `test` those that follow.
@@ -306,6 +307,21 @@ mod tests {
         assert_eq!(all, (0..20).collect::<Vec<_>>());
         assert_eq!(ids(&divide(r#"{"test_size": 5, "seed": 42}"#, tweets()).unwrap(), "test"), test);
         assert_ne!(ids(&divide(r#"{"test_size": 5, "seed": 43}"#, tweets()).unwrap(), "test"), test);
+    }
+
+    /// `len` of what `datasets` 5.2's `train_test_split` gives.
+    #[test]
+    fn sizes_are_those_of_datasets() {
+        let sizes = |rows, share: f64| {
+            let stage: SplitRows = serde_json::from_str(&format!("{{\"test_size\": {share}}}")).unwrap();
+            stage.sizes(rows).unwrap()
+        };
+        assert_eq!(sizes(5, 0.2), (4, 1));
+        assert_eq!(sizes(7, 0.3), (4, 3));
+        assert_eq!(sizes(299, 0.2), (239, 60));
+        assert_eq!(sizes(1001, 0.1), (900, 101));
+        assert_eq!(sizes(5000, 0.2), (4000, 1000));
+        assert_eq!(sizes(5000, 1.0 / 3.0), (3333, 1667));
     }
 
     #[test]
