@@ -47,11 +47,11 @@ impl Stage for GroupTexts {
     const ABOUT: &'static str = "Joins rows of plain text and cuts them into blocks of equal length.";
     const EXAMPLE: &'static str = r#"blocks:
   uses: group_texts
-  inputs: { tokens: tokens }
+  inputs: { dataset: tokens }
   with: { block_size: 128 }
 "#;
     const INPUTS: &'static [Port] = &[Port {
-        name: "tokens",
+        name: "dataset",
         accepts: &[ArtifactKind::Tokens],
         required: true,
         about: "The rows; every split is cut into blocks.",
@@ -75,7 +75,7 @@ impl Stage for GroupTexts {
     }
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
-        let tokens = Tokens::open(&context.input("tokens")?.path)?;
+        let tokens = Tokens::open(&context.input("dataset")?.path)?;
         if tokens.about.form != Form::Text {
             return Err(StageError::with_help(
                 "the tokens are prompts with targets, and only plain text can be joined",
@@ -268,7 +268,7 @@ mod tests {
         split.end().unwrap();
         tokens.finish().unwrap();
         let stage: GroupTexts = serde_json::from_str(keys).unwrap();
-        let inputs = BTreeMap::from([input("tokens", ArtifactKind::Tokens, before.path())]);
+        let inputs = BTreeMap::from([input("dataset", ArtifactKind::Tokens, before.path())]);
         run_with(&stage, &inputs, after.path(), &Cancel::default()).0.map_err(fault)?;
         let tokens = Tokens::open(after.path()).unwrap();
         let rows = tokens.rows("train").unwrap();

@@ -3,6 +3,7 @@
 //! Knows which tokens begin, end and pad a text; does not know what the ids are for.
 
 pub mod chat;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,6 +17,7 @@ use tokenizers::AddedToken;
 
 use crate::model::gguf::{Gguf, GgufError};
 use chat::{ChatError, ChatTemplate};
+use words::Words;
 
 /// The file of the tokenizers library.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -101,6 +103,7 @@ impl TokenizerError {
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    words: Option<Words>,
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
@@ -178,6 +181,7 @@ impl Tokenizer {
         Ok(Self {
             special,
             chat: gguf.chat_template().map(str::to_owned),
+            words: Words::of(&inner),
             inner,
             bos,
             eos,
@@ -224,20 +228,28 @@ impl Tokenizer {
             Some("left") => Side::Left,
             _ => Side::Right,
         };
-        Ok(Self { inner, bos, eos, pad: pad.or(eos), padding_side, frame, chat, special })
+        let words = Words::of(&inner);
+        Ok(Self { inner, words, bos, eos, pad: pad.or(eos), padding_side, frame, chat, special })
     }
 
     /// The ids of a text; `special`: with the tokens that the tokenizer puts around a text by default.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let own = special && self.frame.is_none();
-        let encoding = self.inner.encode_fast(text, own).map_err(|e| TokenizerError::Use(e.to_string()))?;
-        let ids = encoding.get_ids();
+        let ids = self.ids(text, special && self.frame.is_none());
+        let ids = ids.map_err(|e| TokenizerError::Use(e.to_string()))?;
         Ok(match self.frame {
-            Some((before, after)) if special => {
-                before.into_iter().chain(ids.iter().copied()).chain(after).collect()
-            }
-            _ => ids.to_vec(),
+            Some((before, after)) if special => before.into_iter().chain(ids).chain(after).collect(),
+            _ => ids,
         })
+    }
+
+    /// The ids of a text, `special` as `tokenizer.json` itself frames it.
+    fn ids(&self, text: &str, special: bool) -> tokenizers::Result<Vec<u32>> {
+        if let Some(words) = &self.words
+            && let Some(ids) = words.encode(&self.inner, text, special)?
+        {
+            return Ok(ids);
+        }
+        Ok(self.inner.encode_fast(text, special)?.get_ids().to_vec())
     }
 
     /// The ids of many texts, in their order, worked out in parallel.
