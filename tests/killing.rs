@@ -65,6 +65,44 @@ fn killed_at_any_moment_the_next_run_comes_to_the_same_bytes() {
 }
 
 #[test]
+fn killed_three_times_training_goes_on_from_its_checkpoints_to_the_same_bytes() {
+    let (undisturbed, project) = (Project::tweets(), Project::tweets());
+    for project in [&undisturbed, &project] {
+        long(project);
+        project.edit("tweets.yaml", "batch_size: 4", "batch_size: 4\n      save_every: 20\n      keep: 2");
+    }
+    let steps = undisturbed.run(0, &["tweets.yaml"]);
+    assert_eq!(steps.with_status("ran").len(), 6);
+    let saved = || {
+        let files = project.files(".pipe/cache/v1/unfinished");
+        files.iter().filter(|(path, ..)| path.ends_with("state.json")).map(|(path, ..)| path.clone()).max()
+    };
+    let mut seen = None;
+    for _ in 0..3 {
+        let mut child = project.start(&["run", "tweets.yaml"]);
+        until("another checkpoint", || saved() > seen || child.try_wait().unwrap().is_some());
+        signal(&child, "-KILL");
+        child.wait().unwrap();
+        seen = saved();
+    }
+    let ran = project.pipe(&["run", "tweets.yaml"]);
+    assert!(ran.stdout.contains("going on after step "), "{}", ran.stdout);
+    assert_eq!(project.adapter(), undisturbed.adapter());
+    let lines = |project: &Project| -> Vec<(u64, f64)> {
+        let text = project.read(".pipe/runs/latest/stages/prompt/steps.jsonl");
+        let line = |line: &str| -> serde_json::Value { serde_json::from_str(line).unwrap() };
+        text.lines().map(line).map(|l| (l["step"].as_u64().unwrap(), l["loss"].as_f64().unwrap())).collect()
+    };
+    assert_eq!(lines(&project), lines(&undisturbed));
+    let metrics = ".pipe/runs/latest/stages/prompt/metrics.json";
+    assert_eq!(project.read(metrics), undisturbed.read(metrics));
+    // Two checkpoints are part of the result, and nothing unfinished is left.
+    let kept = std::fs::read_dir(project.path(".pipe/runs/latest/stages/prompt/checkpoints")).unwrap();
+    assert_eq!(kept.count(), 2);
+    assert!(project.files(".pipe/cache/v1/unfinished").is_empty());
+}
+
+#[test]
 fn no_thread_of_candles_spins_beside_training() {
     let project = Project::tweets();
     long(&project);

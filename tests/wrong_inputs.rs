@@ -253,3 +253,61 @@ fn copy(from: &Path, to: &PathBuf) {
         }
     }
 }
+
+#[test]
+fn a_checkpoint_of_another_training() {
+    let project = Project::tweets();
+    project.edit("tweets.yaml", "epochs: 2", "epochs: 2\n      save_every: epoch");
+    project.run(0, &["tweets.yaml"]);
+    let checkpoints = fs::canonicalize(project.path(".pipe/runs/latest/stages/prompt/checkpoints")).unwrap();
+    let newest = fs::read_dir(&checkpoints).unwrap().map(|e| e.unwrap().path()).max().unwrap();
+    copy(&newest, &project.path("checkpoint"));
+    project.edit("tweets.yaml", "save_every: epoch", "resume_from: checkpoint");
+    // With the same recipe it is gone on from, and there is nothing left to do.
+    project.run(0, &["tweets.yaml"]);
+    says("other_checkpoint", &project, 1, &["--set", "learning_rate=0.02"]);
+    fs::write(project.path("checkpoint/tensors.safetensors"), "half").unwrap();
+    says("damaged_checkpoint", &project, 1, &[]);
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for file in fs::read_dir(from).unwrap().map(|e| e.unwrap().path()) {
+        fs::write(to.join(file.file_name().unwrap()), fs::read(&file).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn keys_of_training_that_can_not_be() {
+    let project = Project::tweets();
+    project.edit(
+        "tweets.yaml",
+        "epochs: 2",
+        "epochs: 2\n      eval_split: false\n      load_best: true\n      early_stopping: { patience: 0 }\n      \
+         save_every: 0\n      push_every: epoch\n      shuffle: 3",
+    );
+    says("training_keys", &project, 2, &[]);
+    let project = Project::tweets();
+    project.edit(
+        "tweets.yaml",
+        "epochs: 2",
+        "epochs: 2\n      load_best: true\n      num_virtual_tokens: init",
+    );
+    project.edit("tweets.yaml", "num_virtual_tokens: 4\n", "");
+    project.edit("tweets.yaml", "init: { text: \"Classify\" }", "init: random");
+    says("init_without_text", &project, 2, &[]);
+}
+
+#[test]
+fn blocks_longer_than_the_model_has_positions() {
+    let project = Project::fine_tuning();
+    project.edit("tweets.yaml", "block_size: 16", "block_size: 128");
+    says("long_blocks", &project, 1, &[]);
+}
+
+#[test]
+fn fine_tuning_from_nothing() {
+    let project = Project::fine_tuning();
+    project.edit("tweets.yaml", "model: gpt2", "config: { n_layer: 2 }");
+    says("no_architecture", &project, 2, &[]);
+}

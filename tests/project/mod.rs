@@ -41,6 +41,18 @@ impl Project {
         project
     }
 
+    /// Texts, a tiny GPT-2 and a pipeline that trains all its weights on them.
+    pub fn fine_tuning() -> Self {
+        let project = Self::new();
+        let line =
+            |i: usize| format!("the {} thing is {} and {} again\n", i % 7, i % 3, ["good", "bad"][i % 2]);
+        project.write("texts/train.txt", &(0..60).map(line).collect::<String>());
+        project.write("texts/test.txt", &(60..80).map(line).collect::<String>());
+        project.write("tweets.yaml", FINE_TUNING);
+        std::os::unix::fs::symlink(tiny_model().with_file_name("gpt2"), project.path("gpt2")).unwrap();
+        project
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -177,4 +189,33 @@ stages:
     uses: generate
     inputs: { adapter: prompt }
     with: { prompts: ["Tweet text : it is bad Label : "], max_new_tokens: 4 }
+"#;
+
+pub const FINE_TUNING: &str = r#"pipeline: fine_tuning
+stages:
+  texts:
+    uses: load_dataset
+    with: { path: texts }
+  tokens:
+    uses: tokenize
+    inputs: { dataset: texts }
+    with: { tokenizer: gpt2, text: "{text}" }
+  blocks:
+    uses: group_texts
+    inputs: { dataset: tokens }
+    with: { block_size: 16 }
+  tuned:
+    uses: fine_tune
+    inputs: { dataset: blocks }
+    with:
+      model: gpt2
+      learning_rate: 1e-3
+      epochs: 3
+  scores:
+    uses: evaluate
+    inputs: { dataset: blocks, model: tuned }
+  more:
+    uses: generate
+    inputs: { model: tuned }
+    with: { prompts: ["the "], max_new_tokens: 4 }
 "#;
