@@ -97,9 +97,8 @@ fn text_becomes_tokens_and_blocks() {
     let project = conversations();
     project.run(0, &["text.yaml"]);
     let output = |name: &str| project.path(&format!(".pipe/runs/latest/stages/{name}"));
-    let rows = |stage: &str| {
-        pipe::artifact::tokens::Tokens::open(&output(stage)).unwrap().rows("train").unwrap()
-    };
+    let rows =
+        |stage: &str| pipe::artifact::tokens::Tokens::open(&output(stage)).unwrap().rows("train").unwrap();
     let tokenizer = |path: &Path| pipe::tokenizer::Tokenizer::open(path).unwrap();
     let own = tokenizer(&project.path("model"));
     let text = |ids: &[u32]| own.decode(ids, false).unwrap();
@@ -171,7 +170,11 @@ fn a_block_that_is_never_filled_is_refused() {
 fn what_is_wrong_in_the_manifest_is_told_at_its_place() {
     let project = conversations();
     project.edit("text.yaml", "lines: [\"Human: {instruction}\"", "line: [\"Human: {instruction}\"");
-    project.edit("text.yaml", "- { role: assistant, text: \"{output}\" }", "- { role: tool, text: \"{output}\" }");
+    project.edit(
+        "text.yaml",
+        "- { role: assistant, text: \"{output}\" }",
+        "- { role: tool, text: \"{output}\" }",
+    );
     project.edit("text.yaml", "vocab_size: 270", "vocab_size: 100");
     let said = says(&project, 2);
     for line in [
