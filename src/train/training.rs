@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -215,6 +215,8 @@ struct Run<'a> {
     /// The step of the newest checkpoint, and when it was written.
     saved: usize,
     saved_at: Instant,
+    /// What writing it took.
+    saving: Duration,
 }
 
 /// What came out of one step.
@@ -239,6 +241,7 @@ impl<'a> Run<'a> {
             best: None,
             saved: 0,
             saved_at: Instant::now(),
+            saving: Duration::ZERO,
         }
     }
 
@@ -310,7 +313,9 @@ impl<'a> Run<'a> {
         let Some(checkpoints) = checkpoints.filter(|_| step > self.saved) else { return Ok(()) };
         if checkpoints.wants(step, ends_epoch) {
             self.save(learner, observer, Timing::Asked)?;
-        } else if step < self.steps && self.saved_at.elapsed() >= checkpoints.interval {
+        } else if step < self.steps
+            && self.saved_at.elapsed() >= checkpoints.interval.max(self.saving * SHARE)
+        {
             self.save(learner, observer, Timing::Interim)?;
         }
         Ok(())
@@ -440,6 +445,7 @@ impl<'a> Run<'a> {
     ) -> Result<(), TrainError> {
         let Some(checkpoints) = self.training.checkpoints else { return Ok(()) };
         let step = self.state.course.steps;
+        let start = Instant::now();
         observer.checkpoint(step)?;
         let made_with = self.made_with(learner);
         let tensors = learner.tensors();
@@ -457,7 +463,7 @@ impl<'a> Run<'a> {
             });
         }
         checkpoints.save(&self.state, &made_with, &numbers, timing)?;
-        (self.saved, self.saved_at) = (step, Instant::now());
+        (self.saved, self.saved_at, self.saving) = (step, Instant::now(), start.elapsed());
         Ok(())
     }
 
@@ -477,6 +483,9 @@ impl<'a> Run<'a> {
         Ok(())
     }
 }
+
+/// Interim checkpoints may take one part in so many of the time.
+const SHARE: u32 = 30;
 
 /// Numbers that are added up before their sums are: the same however many threads there are.
 const CHUNK: usize = 1 << 14;
