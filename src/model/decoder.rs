@@ -99,7 +99,7 @@ struct Pass<'a> {
 }
 
 enum Kept {
-    Everything(Saved),
+    Everything(Box<Saved>),
     Input(Rows),
 }
 
@@ -235,7 +235,7 @@ impl Decoder {
         for (i, block) in self.blocks.iter().enumerate() {
             let (output, saved) = block.forward(x, &pass.batch, self.asked(i, &pass), None);
             blocks.push(match keep {
-                Keep::Everything => Kept::Everything(saved),
+                Keep::Everything => Kept::Everything(Box::new(saved)),
                 Keep::BlockInputs => Kept::Input(saved.into_input()),
             });
             x = output;
@@ -285,7 +285,7 @@ impl Decoder {
         for ((i, block), kept) in self.blocks.iter().enumerate().zip(blocks).rev() {
             let asked = self.asked(i, &pass);
             let saved = match kept {
-                Kept::Everything(saved) => saved,
+                Kept::Everything(saved) => *saved,
                 Kept::Input(x) => block.forward(x, &pass.batch, asked, None).1,
             };
             // Of what the first block was given only the wanted rows can change.

@@ -7,7 +7,7 @@ use pulp::{Simd, WithSimd};
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::pack::{LANES, Lines, Matrix, prefetch, round_all_to_bf16};
+use super::pack::{LANES, Lines, Matrix, prefetch, prefetch_ahead, round_all_to_bf16};
 use super::{Block, Kernel, Onto, PANEL, Precision, STRIP, Threads, each, scratch, strips};
 
 thread_local! {
@@ -183,6 +183,11 @@ fn add_tile<S: Simd, const ROWS: usize>(
     }
     let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
     for (x, weight) in x.iter().zip(weight) {
+        prefetch_ahead(x, 0);
+        prefetch_ahead(weight, offset);
+        if S::F32_LANES == LANES {
+            prefetch_ahead(weight, offset + LANES);
+        }
         let (weight, _) = S::as_simd_f32s(&weight[offset..]);
         let x: &[f32; ROWS] = x[row..].first_chunk().unwrap_or(&[0.0; ROWS]);
         let weight = [weight[0], weight[1]];

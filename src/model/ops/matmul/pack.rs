@@ -212,6 +212,20 @@ pub(super) fn prefetch(numbers: &[f32]) {
     }
 }
 
+/// Rows of a panel that a line is asked for before it is needed: longer than the second cache takes to answer.
+const AHEAD: usize = 8;
+
+/// Asks for the line that holds a number of the row [`AHEAD`] rows behind this one of a panel. Where there is none,
+/// nothing happens.
+#[inline(always)]
+pub(super) fn prefetch_ahead<const WIDTH: usize>(row: &[f32; WIDTH], number: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(sse) = pulp::core_arch::x86::Sse::try_new() {
+        let line = row.as_ptr().wrapping_add(AHEAD * WIDTH + number);
+        sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast());
+    }
+}
+
 /// The cache lines of a block of a row-major matrix that are still to be asked for, in the order of memory.
 pub(super) struct Lines<'a> {
     /// The matrix from the block's first number on.
