@@ -5,7 +5,7 @@ mod project;
 
 use std::path::Path;
 
-use project::{Project, tiny_model};
+use project::Project;
 
 const PIPELINE: &str = r#"pipeline: text
 stages:
@@ -78,8 +78,9 @@ fn conversations() -> Project {
     }
     project.write("rows.jsonl", &rows);
     project.write("text.yaml", PIPELINE);
+    let embedded = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/embedded/model");
     for file in ["tokenizer.json", "tokenizer_config.json"] {
-        project.write(&format!("model/{file}"), &std::fs::read_to_string(tiny_model().join(file)).unwrap());
+        project.write(&format!("model/{file}"), &std::fs::read_to_string(embedded.join(file)).unwrap());
     }
     project.write("model/chat_template.jinja", TEMPLATE);
     project
