@@ -5,7 +5,7 @@ mod project;
 
 use std::path::Path;
 
-use project::{Project, tiny_model};
+use project::Project;
 
 const PIPELINE: &str = r#"pipeline: text
 stages:
@@ -78,16 +78,17 @@ fn conversations() -> Project {
     }
     project.write("rows.jsonl", &rows);
     project.write("text.yaml", PIPELINE);
+    let embedded = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/embedded/model");
     for file in ["tokenizer.json", "tokenizer_config.json"] {
-        project.write(&format!("model/{file}"), &std::fs::read_to_string(tiny_model().join(file)).unwrap());
+        project.write(&format!("model/{file}"), &std::fs::read_to_string(embedded.join(file)).unwrap());
     }
     project.write("model/chat_template.jinja", TEMPLATE);
     project
 }
 
-/// What a failing run says, from the error on.
-fn says(project: &Project, code: i32) -> String {
-    let ran = project.pipe(&["run", "text.yaml"]);
+/// What a failing run of one stage says, from the error on.
+fn says(project: &Project, code: i32, stage: &str) -> String {
+    let ran = project.pipe(&["run", "text.yaml", stage]);
     assert_eq!(ran.code, Some(code), "{}\n{}", ran.stdout, ran.stderr);
     ran.stderr[ran.stderr.find("error").unwrap()..].to_owned()
 }
@@ -129,7 +130,7 @@ fn a_conversation_that_the_template_refuses_is_named() {
     let project = conversations();
     project.write("model/chat_template.jinja", "{{ raise_exception('no roles, please') }}");
     assert_eq!(
-        says(&project, 1),
+        says(&project, 1, "template"),
         "error: stage `template` failed\n  split `train`, row 0 (from 0): the chat template refuses the \
          conversation: no roles, please\n"
     );
@@ -140,7 +141,7 @@ fn a_tokenizer_without_a_chat_template_says_what_to_do() {
     let project = conversations();
     std::fs::remove_file(project.path("model/chat_template.jinja")).unwrap();
     assert_eq!(
-        says(&project, 1),
+        says(&project, 1, "template"),
         "error: stage `template` failed\n  the tokenizer has no chat template\n  help: put the model's \
          chat_template.jinja beside tokenizer.json, or write the conversation as `prompt` and `target`\n"
     );
@@ -151,7 +152,7 @@ fn a_column_that_holds_no_conversation_is_refused() {
     let project = conversations();
     project.edit("text.yaml", "column: messages", "column: output");
     assert_eq!(
-        says(&project, 1),
+        says(&project, 1, "column"),
         "error: stage `column` failed\n  column `output` of split `train` holds str, which is no conversation\n  \
          help: a conversation is a list of mappings with the texts `role` and `content`\n"
     );
@@ -161,7 +162,7 @@ fn a_column_that_holds_no_conversation_is_refused() {
 fn a_block_that_is_never_filled_is_refused() {
     let project = conversations();
     project.edit("text.yaml", "block_size: 16", "block_size: 4096");
-    let said = says(&project, 1);
+    let said = says(&project, 1, "blocks");
     assert!(said.contains("tokens (3 rows) do not fill one block of 4096\n"), "{said}");
     assert!(said.contains("help: lower `block_size`, set `remainder: keep`, or give the split more text\n"));
 }
@@ -176,9 +177,9 @@ fn what_is_wrong_in_the_manifest_is_told_at_its_place() {
         "- { role: tool, text: \"{output}\" }",
     );
     project.edit("text.yaml", "vocab_size: 270", "vocab_size: 100");
-    let said = says(&project, 2);
+    let said = says(&project, 2, "chat");
     for line in [
-        "error: unknown key `line` in `prompt`",
+        "error: `prompt` has no key `line`",
         "error: the last message of `chat` has the role `tool`",
         "error: 100 tokens have no room for the 256 bytes and the special tokens",
     ] {
