@@ -266,15 +266,10 @@ fn a_checkpoint_of_another_training() {
     // With the same recipe it is gone on from, and there is nothing left to do.
     project.run(0, &["tweets.yaml"]);
     says("other_checkpoint", &project, 1, &["--set", "learning_rate=0.02"]);
-    fs::write(project.path("checkpoint/tensors.safetensors"), "half").unwrap();
+    let tensors = project.path("checkpoint/tensors.safetensors");
+    fs::remove_file(&tensors).unwrap();
+    fs::write(&tensors, "half").unwrap();
     says("damaged_checkpoint", &project, 1, &[]);
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for file in fs::read_dir(from).unwrap().map(|e| e.unwrap().path()) {
-        fs::write(to.join(file.file_name().unwrap()), fs::read(&file).unwrap()).unwrap();
-    }
 }
 
 #[test]
