@@ -58,16 +58,16 @@ fn from_a_configuration_with_a_tokenizer_of_its_own() {
     project.edit(
         "tweets.yaml",
         "  tokens:\n    uses: tokenize\n    inputs: { dataset: texts }\n    with: { tokenizer: gpt2, text: \"{text}\" }",
-        "  words:\n    uses: train_tokenizer\n    inputs: { dataset: texts }\n    with: { text: \"{text}\", vocab_size: 300 }\n  \
+        "  words:\n    uses: train_tokenizer\n    inputs: { dataset: texts }\n    with: { text: \"{text}\", vocab_size: 280 }\n  \
          tokens:\n    uses: tokenize\n    inputs: { dataset: texts, tokenizer: words }\n    with: { text: \"{text}\" }",
     );
     project.edit("tweets.yaml", "inputs: { dataset: blocks }\n    with:\n      model: gpt2",
         "inputs: { dataset: blocks, tokenizer: words }\n    with:\n      \
          config: { model_type: llama, hidden_size: 16, intermediate_size: 24, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 64 }\n      save_as: f16");
     let ran = project.run(0, &["tweets.yaml"]);
-    assert!(ran.stage("scores")["metrics"]["loss"].as_f64().unwrap() < 300f64.ln());
+    assert!(ran.stage("scores")["metrics"]["loss"].as_f64().unwrap() < 280f64.ln());
     let config = json(&project, &format!("{STAGE}/model/config.json"));
-    assert_eq!((&config["vocab_size"], &config["dtype"]), (&300.into(), &"float16".into()));
+    assert_eq!((&config["vocab_size"], &config["dtype"]), (&280.into(), &"float16".into()));
     let first = weights(&project);
     project.run(0, &["tweets.yaml", "--force"]);
     assert_eq!(weights(&project), first);

@@ -86,7 +86,7 @@ fn killed_three_times_training_goes_on_from_its_checkpoints_to_the_same_bytes() 
         seen = saved();
     }
     let ran = project.pipe(&["run", "tweets.yaml"]);
-    assert!(ran.stdout.contains("going on after step "), "{}", ran.stdout);
+    assert!(ran.stderr.contains("going on after step "), "{}", ran.stderr);
     assert_eq!(project.adapter(), undisturbed.adapter());
     let lines = |project: &Project| -> Vec<(u64, f64)> {
         let text = project.read(".pipe/runs/latest/stages/prompt/steps.jsonl");

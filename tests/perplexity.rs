@@ -18,7 +18,7 @@ stages:
   scores:
     uses: evaluate
     inputs: { dataset: tokens }
-    with: { model: model, split: train, loss: "${params.loss}" }
+    with: { model: model, split: train, loss_over: "${params.loss}" }
 "#;
 
 #[test]

@@ -279,16 +279,11 @@ fn keys_of_training_that_can_not_be() {
         "tweets.yaml",
         "epochs: 2",
         "epochs: 2\n      eval_split: false\n      load_best: true\n      early_stopping: { patience: 0 }\n      \
-         save_every: 0\n      push_every: epoch\n      shuffle: 3",
+         save_every: 0\n      push_every: epoch",
     );
     says("training_keys", &project, 2, &[]);
     let project = Project::tweets();
-    project.edit(
-        "tweets.yaml",
-        "epochs: 2",
-        "epochs: 2\n      load_best: true\n      num_virtual_tokens: init",
-    );
-    project.edit("tweets.yaml", "num_virtual_tokens: 4\n", "");
+    project.edit("tweets.yaml", "num_virtual_tokens: 4", "num_virtual_tokens: init");
     project.edit("tweets.yaml", "init: { text: \"Classify\" }", "init: random");
     says("init_without_text", &project, 2, &[]);
 }

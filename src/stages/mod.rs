@@ -92,6 +92,10 @@ impl From<TrainError> for StageError {
     fn from(error: TrainError) -> Self {
         match error {
             TrainError::Interrupted | TrainError::Model(ModelError::Interrupted) => Self::Interrupted,
+            error @ TrainError::Checkpoint { .. } => Self::with_help(
+                error.to_string(),
+                "name a folder `checkpoints/step-N` of a run with the same keys and rows, or leave `resume_from` out",
+            ),
             other => Self::failed(other.to_string()),
         }
     }

@@ -66,14 +66,34 @@ pub(super) struct Batch {
     pub targets: Vec<u32>,
 }
 
+/// What becomes of tokens that all rows begin with.
+#[derive(Clone, Copy, PartialEq)]
+enum Beginnings {
+    Shared,
+    Apart,
+}
+
 impl Batch {
     /// Packs rows behind a prompt for a model; `longest` has the longest row of the batch they are part of.
     pub fn new(rows: &[&Row], model: &Decoder, prompt: &[f32], longest: usize) -> Self {
         let virtual_tokens = prompt.len() / model.shape().hidden;
-        Self::pack(rows, virtual_tokens, longest, model.counts_padding(virtual_tokens))
+        let counts_padding = model.counts_padding(virtual_tokens);
+        Self::pack(rows, virtual_tokens, longest, counts_padding, Beginnings::Shared)
     }
 
-    fn pack(rows: &[&Row], virtual_tokens: usize, longest: usize, counts_padding: bool) -> Self {
+    /// Packs rows without a prompt, each whole: where numbers are dropped at random, what rows have in common is no
+    /// longer the same in all of them.
+    pub fn apart(rows: &[&Row], model: &Decoder, longest: usize) -> Self {
+        Self::pack(rows, 0, longest, model.counts_padding(0), Beginnings::Apart)
+    }
+
+    fn pack(
+        rows: &[&Row],
+        virtual_tokens: usize,
+        longest: usize,
+        counts_padding: bool,
+        beginnings: Beginnings,
+    ) -> Self {
         let pads = |row: &Row| if counts_padding { row.pads_before(longest) } else { 0 };
         // No label depends on a row's last one, nor on what stands behind it.
         let used = |row: &Row| row.labels.iter().rposition(Option::is_some);
@@ -82,7 +102,10 @@ impl Batch {
         // Tokens that all rows begin with have the same states in all of them, if they have the same positions.
         let first_pads = labelled.first().map_or(0, |(row, _)| pads(row));
         let same_positions = labelled.iter().all(|(row, _)| pads(row) == first_pads);
-        let shared = if same_positions { common_prefix(labelled.iter().map(|(_, text)| *text)) } else { 0 };
+        let shared = match beginnings {
+            Beginnings::Shared if same_positions => common_prefix(labelled.iter().map(|(_, text)| *text)),
+            _ => 0,
+        };
 
         let mut ids = labelled.first().map_or(Vec::new(), |(_, text)| text[..shared].to_vec());
         let (mut asked, mut targets, mut packed) = (Vec::new(), Vec::new(), Vec::new());
@@ -137,13 +160,13 @@ mod tests {
     #[test]
     fn only_what_a_label_depends_on_is_packed() {
         let rows = [row(&[5, 6, 7], 2, Pads::Before(4)), row(&[8, 9], 0, Pads::ToLongest)];
-        let batch = Batch::pack(&rows.each_ref(), 2, 3, true);
+        let batch = Batch::pack(&rows.each_ref(), 2, 3, true, Beginnings::Shared);
         assert_eq!(batch.ids, [5, 6, 8]);
         assert_eq!(batch.asked, [3, 1, 4]);
         assert_eq!(batch.targets, [7, 8, 9]);
         assert_eq!(batch.layout.positions(), [0, 1, 6, 7, 3]);
         // Without a prompt nothing predicts a row's first token.
-        let batch = Batch::pack(&rows.each_ref(), 0, 3, true);
+        let batch = Batch::pack(&rows.each_ref(), 0, 3, true, Beginnings::Shared);
         assert_eq!(batch.asked, [1, 2]);
         assert_eq!(batch.targets, [7, 9]);
     }
@@ -155,7 +178,7 @@ mod tests {
             row(&[9, 9, 9], 5, Pads::Before(1)),
             row(&[5, 6, 8, 8, 2], 1, Pads::Before(1)),
         ];
-        let batch = Batch::pack(&rows.each_ref(), 2, 5, true);
+        let batch = Batch::pack(&rows.each_ref(), 2, 5, true, Beginnings::Shared);
         assert_eq!(batch.ids, [5, 6, 7, 8, 8]);
         assert_eq!(batch.layout.prefix(), 4);
         assert_eq!(batch.layout.positions(), [0, 1, 3, 4, 5, 5, 6]);
@@ -164,16 +187,24 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_share_nothing_are_whole() {
+        let rows = [row(&[5, 6, 7, 1], 3, Pads::Before(0)), row(&[5, 6, 8], 1, Pads::Before(0))];
+        let batch = Batch::pack(&rows.each_ref(), 0, 4, true, Beginnings::Apart);
+        assert_eq!(batch.ids, [5, 6, 7, 5, 6]);
+        assert_eq!(batch.targets, [1, 6, 8]);
+    }
+
+    #[test]
     fn rows_at_other_positions_share_nothing_unless_the_model_does_not_count_padding() {
         let rows = [row(&[5, 6, 1], 2, Pads::ToLongest), row(&[5, 6, 6, 1], 3, Pads::ToLongest)];
-        assert_eq!(Batch::pack(&rows.each_ref(), 1, 4, true).ids, [5, 6, 5, 6, 6]);
-        assert_eq!(Batch::pack(&rows.each_ref(), 1, 4, false).ids, [5, 6, 6]);
+        assert_eq!(Batch::pack(&rows.each_ref(), 1, 4, true, Beginnings::Shared).ids, [5, 6, 5, 6, 6]);
+        assert_eq!(Batch::pack(&rows.each_ref(), 1, 4, false, Beginnings::Shared).ids, [5, 6, 6]);
     }
 
     #[test]
     fn a_row_needs_no_token_to_be_predicted_from_the_prompt() {
         let rows = [row(&[7], 0, Pads::Before(0))];
-        let batch = Batch::pack(&rows.each_ref(), 3, 1, true);
+        let batch = Batch::pack(&rows.each_ref(), 3, 1, true, Beginnings::Shared);
         assert_eq!((batch.ids.len(), &batch.asked[..], &batch.targets[..]), (0, &[2][..], &[7][..]));
     }
 }

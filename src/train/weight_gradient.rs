@@ -31,7 +31,10 @@ pub fn differentiate_weights(
     dropout: Dropout,
     gradients: &mut Gradients,
 ) -> Result<WeightPass, ModelError> {
-    let batch = Batch::new(rows, model, &[], longest);
+    let batch = match dropout {
+        Dropout::Off => Batch::new(rows, model, &[], longest),
+        Dropout::On { .. } => Batch::apart(rows, model, longest),
+    };
     if batch.asked.is_empty() {
         return Ok(WeightPass { loss: 0.0, tokens: 0 });
     }

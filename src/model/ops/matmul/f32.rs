@@ -21,6 +21,9 @@ pub(super) fn deepest(rows: usize) -> usize {
     if rows <= 32 { 96 } else { 384 }
 }
 
+/// Panels of x that are met by all panels of a strip before the next ones are: 800 KB at the deepest.
+const ROW_PANELS: usize = 32;
+
 /// x packed into panels of a few rows, each `[depth, 16]`, so that what meets one row of the weight lies together.
 pub(super) struct Vectors<'a> {
     pub packed: &'a [f32],
@@ -61,19 +64,24 @@ impl Kernel for Vectors<'_> {
                 let mut next =
                     strips.peek().map_or(Lines::none(), |(block, columns)| block.lines(columns.clone()));
                 let lines = next.len().div_ceil(self.panels.count * columns.len().div_ceil(PANEL));
-                for (start, weight) in columns.clone().step_by(PANEL).zip(weight.chunks_exact(len)) {
-                    let columns = start..columns.end.min(start + PANEL);
-                    let (depth, next, onto) = (block.depth.clone(), &mut next, onto.of(blocks, block));
-                    pulp::Arch::new().dispatch(Panel {
-                        x: self,
-                        depth,
-                        weight,
-                        y,
-                        columns,
-                        onto,
-                        next,
-                        lines,
-                    });
+                // Few enough panels of x at a time that they stay in the second cache for all panels of the strip.
+                for first in (0..self.panels.count).step_by(ROW_PANELS) {
+                    let rows = first..self.panels.count.min(first + ROW_PANELS);
+                    for (start, weight) in columns.clone().step_by(PANEL).zip(weight.chunks_exact(len)) {
+                        let columns = start..columns.end.min(start + PANEL);
+                        let (depth, next, onto) = (block.depth.clone(), &mut next, onto.of(blocks, block));
+                        pulp::Arch::new().dispatch(Panel {
+                            x: self,
+                            rows: rows.clone(),
+                            depth,
+                            weight,
+                            y,
+                            columns,
+                            onto,
+                            next,
+                            lines,
+                        });
+                    }
                 }
             }
         });
@@ -106,9 +114,11 @@ pub(super) fn panel_rows() -> usize {
     pulp::Arch::new().dispatch(Rows)
 }
 
-/// All rows of x times one packed panel of the weight.
+/// Some panels of x times one packed panel of the weight.
 pub(super) struct Panel<'a, 'n, 'y> {
     pub x: &'a Vectors<'a>,
+    /// Which panels of x.
+    pub rows: Range<usize>,
     pub depth: Range<usize>,
     pub weight: &'a [f32],
     pub y: &'a mut [&'y mut [f32]],
@@ -124,10 +134,11 @@ impl WithSimd for Panel<'_, '_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, depth, weight, y, columns, onto, next, lines } = self;
+        let Self { x, rows, depth, weight, y, columns, onto, next, lines } = self;
         let (weight, _) = weight.as_chunks::<PANEL>();
         let tile_rows = if S::REGISTER_COUNT >= 32 { 14 } else { 6 };
-        for (panel, packed) in x.packed.chunks_exact(x.depth * LANES).enumerate() {
+        let panels = x.packed.chunks_exact(x.depth * LANES).enumerate();
+        for (panel, packed) in panels.skip(rows.start).take(rows.len()) {
             let (packed, _) = packed[depth.start * LANES..depth.end * LANES].as_chunks::<LANES>();
             let rows = x.panels.rows(panel);
             next.prefetch(lines);

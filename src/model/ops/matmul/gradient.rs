@@ -173,6 +173,7 @@ fn add_product(y: &mut [&mut [f32]], left: &Columns, right: &Columns) {
                     for (columns, weight) in columns.zip(right.chunks_exact(depth.len() * PANEL)) {
                         pulp::Arch::new().dispatch(Panel {
                             x,
+                            rows: 0..x.panels.count,
                             depth: depth.clone(),
                             weight,
                             y,
