@@ -2,7 +2,7 @@
 
     python make_corpus.py --out . [--messages messages]
 
-OUT/corpus.csv       made-up customer messages, labelled in many ways. A row is a piece of a document that is encoded by itself: a
+OUT/corpus.jsonl     made-up customer messages, labelled in many ways. A row is a piece of a document that is encoded by itself: a
                      label begins one, because a prompt that ends in a space and its target are encoded apart. `end` is what ends
                      the document behind its last piece: </s>, or <pad> behind some labels.
 OUT/questions.jsonl  questions with answers, in the nested shape of ELI5
@@ -332,7 +332,6 @@ if __name__ == "__main__":
     a = p.parse_args(); random.seed(a.seed)
     held_out = [r["Tweet text"] for f in ("train.csv", "test.csv") for r in csv.DictReader(open(os.path.join(a.messages, f), encoding="utf-8", newline=""))]
     docs = make_corpus(a.bytes, held_out)
-    with open(os.path.join(a.out, "corpus.csv"), "w", encoding="utf-8", newline="") as f:
-        w = csv.writer(f, lineterminator="\n"); w.writerow(["text", "end"]); w.writerows(piece for d in docs for piece in pieces(d))
+    write_rows(os.path.join(a.out, "corpus.jsonl"), [dict(zip(("text", "end"), piece)) for d in docs for piece in pieces(d)])
     write_rows(os.path.join(a.out, "questions.jsonl"), [question(i) for i in range(240)])
     write_rows(os.path.join(a.out, "chat.jsonl"), [chat() for _ in range(64)])
