@@ -290,7 +290,9 @@ impl Tokenize {
     fn job<'a>(&'a self, tokenizer: &'a Tokenizer) -> Result<Job<'a>, StageError> {
         let texts = match (&self.prompt, &self.target, &self.chat, &self.text) {
             (Some(prompt), Some(target), None, None) => Texts::PromptTarget { prompt, target },
-            (None, None, Some(chat), None) => Texts::Chat { chat, template: tokenizer.chat_template()? },
+            (None, None, Some(chat), None) => {
+                Texts::Chat { chat, template: Box::new(tokenizer.chat_template()?) }
+            }
             (None, None, None, Some(text)) => Texts::Plain(text),
             _ => return Err(StageError::failed("`prompt` and `target`, `chat` or `text` is needed")),
         };
@@ -412,7 +414,7 @@ impl Losses {
 /// The texts of a row.
 enum Texts<'a> {
     PromptTarget { prompt: &'a Wording, target: &'a Wording },
-    Chat { chat: &'a Chat, template: ChatTemplate },
+    Chat { chat: &'a Chat, template: Box<ChatTemplate> },
     Plain(&'a Wording),
 }
 

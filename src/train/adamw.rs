@@ -38,8 +38,8 @@ impl AdamW {
         Self { options, steps: 0, mean: vec![0.0; len], square: vec![0.0; len] }
     }
 
-    /// Moves the parameter one step.
-    pub fn step(&mut self, learning_rate: f64, parameter: &mut [f32], gradient: &[f32]) {
+    /// Moves the parameter one step along a gradient, of which each number is first multiplied by `scale`.
+    pub fn step(&mut self, learning_rate: f64, parameter: &mut [f32], gradient: &[f32], scale: f32) {
         let AdamWOptions { betas: (beta1, beta2), eps, weight_decay } = self.options;
         self.steps += 1;
         let keep = (1.0 - learning_rate * weight_decay) as f32;
@@ -54,6 +54,7 @@ impl AdamW {
             .zip(self.mean.par_chunks_mut(CHUNK).zip(self.square.par_chunks_mut(CHUNK)));
         chunks.for_each(|((parameter, gradient), (mean, square))| {
             for (((p, g), m), v) in parameter.iter_mut().zip(gradient).zip(mean).zip(square) {
+                let g = g * scale;
                 *p *= keep;
                 *m += weight * (g - *m);
                 *v = *v * beta2_ + weight2 * g * g;
@@ -84,7 +85,7 @@ mod tests {
         let mut adamw = AdamW::new(AdamWOptions::default(), 3);
         let gradients = [[0.1f32, -0.2, 0.3], [0.05, 0.4, -0.1], [1.0, 0.0, 1e-9]];
         for (gradient, rate) in gradients.iter().zip([3e-2, 2e-2, 1e-2]) {
-            adamw.step(rate, &mut p, gradient);
+            adamw.step(rate, &mut p, gradient, 1.0);
         }
         for (p, expected) in p.iter().zip(TORCH) {
             assert!((p - expected).abs() <= 1.2e-7 * expected.abs(), "{p} {expected}");

@@ -339,7 +339,9 @@ impl<'a> Run<'a> {
             LossOver::Predicted => predicted,
             LossOver::AllLabels => rows.iter().map(|&i| all[i].labels.iter().flatten().count()).sum(),
         };
-        learner.tensors().into_iter().for_each(|tensor| tensor.gradient.fill(0.0));
+        for tensor in learner.tensors() {
+            tensor.gradient.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0.0));
+        }
         let (mut loss, mut tokens) = (0.0, 0);
         let micro_batches = rows.chunks(recipe.batch_size).flat_map(|batch| {
             let longest = batch.iter().map(|&i| all[i].ids.len()).max().unwrap_or(0);
@@ -362,16 +364,11 @@ impl<'a> Run<'a> {
             }
             tokens += part.tokens;
         }
-        let mut tensors = learner.tensors();
+        let tensors = learner.tensors();
         let grad_norm = norm(step, rows, &tensors)?;
-        if let Some(max) = recipe.max_grad_norm {
-            let scale = (max / (grad_norm + 1e-6)).min(1.0) as f32;
-            if scale < 1.0 {
-                tensors.iter_mut().for_each(|t| t.gradient.par_iter_mut().for_each(|g| *g *= scale));
-            }
-        }
+        let scale = recipe.max_grad_norm.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0) as f32);
         for (tensor, optimizer) in tensors.into_iter().zip(&mut self.optimizers) {
-            optimizer.step(learning_rate, tensor.numbers, tensor.gradient);
+            optimizer.step(learning_rate, tensor.numbers, tensor.gradient, scale);
         }
         Ok(Pass { loss, grad_norm, tokens })
     }

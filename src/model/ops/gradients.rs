@@ -14,9 +14,6 @@ pub type TensorId = usize;
 /// Columns whose sums a thread keeps at a time.
 const COLUMNS: usize = 64;
 
-/// Numbers whose squares are added up by one thread.
-const CHUNK: usize = 1 << 16;
-
 /// A gradient for every parameter of a model, in the order of the parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gradients(Vec<Vec<f32>>);
@@ -25,11 +22,6 @@ impl Gradients {
     /// Zeros, for tensors of so many numbers.
     pub fn zeros(lengths: impl Iterator<Item = usize>) -> Self {
         Self(lengths.map(|len| vec![0.0; len]).collect())
-    }
-
-    /// Zeros again, for the next step.
-    pub fn clear(&mut self) {
-        self.0.iter_mut().for_each(|tensor| tensor.par_chunks_mut(CHUNK).for_each(|part| part.fill(0.0)));
     }
 
     /// The gradient of each tensor.
@@ -45,21 +37,6 @@ impl Gradients {
     /// The numbers of one tensor's gradient.
     pub(super) fn of(&mut self, tensor: TensorId) -> &mut [f32] {
         &mut self.0[tensor]
-    }
-
-    /// The length of all gradients together, as one vector.
-    pub fn norm(&self) -> f64 {
-        let squares = |part: &[f32]| part.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
-        let parts: Vec<f64> =
-            self.0.par_iter().flat_map(|tensor| tensor.par_chunks(CHUNK).map(squares)).collect();
-        // In their order, whoever computed them.
-        parts.iter().sum::<f64>().sqrt()
-    }
-
-    /// Multiplies every number.
-    pub fn scale(&mut self, factor: f32) {
-        let scale = |part: &mut [f32]| part.iter_mut().for_each(|g| *g *= factor);
-        self.0.iter_mut().for_each(|tensor| tensor.par_chunks_mut(CHUNK).for_each(scale));
     }
 }
 
@@ -176,10 +153,6 @@ mod tests {
         cut.add_sum(&rows, &mut gradients);
         let expected = [0.0, 0.0, 2.0 * 15.0, 0.0, 0.0, 0.0, 2.0 * 9.0, 2.0 * 11.0, 2.0 * 13.0, 0.0];
         assert_eq!(gradients.tensors(), [vec![0.0, 2.0 * 7.0], expected.to_vec()]);
-        gradients.scale(0.5);
-        assert_eq!(gradients.norm(), (49.0f64 + 225.0 + 81.0 + 121.0 + 169.0).sqrt());
-        gradients.clear();
-        assert_eq!(gradients.norm(), 0.0);
     }
 
     #[test]
@@ -201,6 +174,6 @@ mod tests {
     fn a_frozen_vector_has_no_gradient() {
         let mut gradients = Gradients::zeros([2].into_iter());
         Vector::from(vec![1.0, 2.0]).add_sum(&[1.0; 4], &mut gradients);
-        assert_eq!(gradients.norm(), 0.0);
+        assert_eq!(gradients.tensors(), [vec![0.0; 2]]);
     }
 }
