@@ -187,7 +187,8 @@ fn trainer(family: &str) {
     }
     let expected = &tensors(&folder.join("trainer_prompts.safetensors"))["final"];
     let end = relative(&last, expected);
-    assert!(end < 1e-2, "{family}: last prompt off by {end}");
+    println!("{family}: last prompt off by {end:e}");
+    assert!(end < 1e-3, "{family}: last prompt off by {end}");
 }
 
 /// The causal language modelling recipe of transformers' Trainer on every weight of a GPT-2.
