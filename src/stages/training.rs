@@ -38,7 +38,7 @@ macro_rules! training_stage {
             /// The split whose loss is taken as training goes on; default: `test` if there is one. `false`: none.
             #[serde(default)]
             pub eval_split: $crate::stages::training::EvalSplit,
-            /// When it is taken: after every `epoch`, or every so many steps.
+            /// When the evaluation loss is taken: after every `epoch`, or every so many steps.
             #[serde(default = "crate::stages::training::every_epoch")]
             pub eval_every: $crate::train::recipe::Every,
             /// How many times over all rows. Default 3, if `max_steps` is not given.
