@@ -289,7 +289,7 @@ impl Cache {
                 kept.extend(entry.files.iter().map(|f| f.digest));
             }
         }
-        self.collect_unfinished(limit, &mut collected)?;
+        self.collect_unfinished(limit, bytes, &mut collected)?;
         for path in walk(&self.root.join("blobs")) {
             let named = path
                 .file_name()
@@ -307,22 +307,32 @@ impl Cache {
 }
 
 impl Cache {
-    /// Removes what was left unfinished and not touched for longer than `limit.age`, or at all if that has no
-    /// value: a collection down to a size has no use for half results. What somebody works on stays.
-    fn collect_unfinished(&self, limit: &Limit, collected: &mut Collected) -> Result<(), CacheError> {
+    /// Removes what was left unfinished and not touched for longer than `limit.age`, or has no room within
+    /// `limit.bytes` beside the `kept` bytes of results. What somebody works on stays.
+    fn collect_unfinished(
+        &self,
+        limit: &Limit,
+        mut kept: u64,
+        collected: &mut Collected,
+    ) -> Result<(), CacheError> {
         let Ok(folders) = fs::read_dir(self.root.join(UNFINISHED)) else { return Ok(()) };
         for folder in folders.flatten().map(|entry| entry.path()) {
             let files: Vec<fs::Metadata> =
                 walk(&folder).iter().filter_map(|f| fs::metadata(f).ok()).collect();
+            let bytes: u64 = files.iter().map(fs::Metadata::len).sum();
             let age = |m: &fs::Metadata| m.modified().ok()?.elapsed().ok();
             let youngest = files.iter().map(|m| age(m).unwrap_or_default()).min().unwrap_or(Duration::MAX);
+            let too_old = limit.age.is_some_and(|most| youngest > most);
+            let too_much = limit.bytes.is_some_and(|most| kept + bytes > most);
             let lock = folder.file_name().map(|key| self.root.join("locks").join(key));
             let lock = lock.and_then(|path| OpenOptions::new().write(true).open(path).ok());
             let busy = lock.as_ref().is_some_and(|lock| lock.try_lock().is_err());
-            if !busy && youngest >= limit.grace.max(limit.age.unwrap_or_default()) {
+            if (too_old || too_much) && youngest >= limit.grace && !busy {
                 remove_tree(&folder).map_err(at(&folder))?;
                 collected.unfinished += 1;
-                collected.bytes += files.iter().map(fs::Metadata::len).sum::<u64>();
+                collected.bytes += bytes;
+            } else {
+                kept += bytes;
             }
         }
         Ok(())
@@ -650,6 +660,35 @@ mod tests {
         assert_eq!(collected, Collected { entries: 1, blobs: 1, unfinished: 0, bytes: 8 });
         assert!(cache.peek(&old.key).is_none());
         assert!(cache.peek(&new.key).is_some());
+    }
+
+    #[test]
+    fn unfinished_work_outlives_the_miss_and_goes_when_there_is_no_room_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path());
+        let (key, fingerprint) = key("a");
+        let begin = || cache.begin(&key, &Cancel::default(), || ()).unwrap();
+        let leave = |miss: &Miss| {
+            fs::create_dir_all(miss.unfinished()).unwrap();
+            fs::write(miss.unfinished().join("half"), "1234").unwrap();
+        };
+        let miss = begin();
+        leave(&miss);
+        let collect = |bytes| {
+            cache.gc(&Limit { bytes: Some(bytes), ..Limit::default() }, &BTreeMap::new()).unwrap().unfinished
+        };
+        assert_eq!(collect(0), 0, "somebody works on it");
+        drop(miss);
+        assert_eq!(collect(4), 0);
+        assert_eq!(fs::read_to_string(begin().unfinished().join("half")).unwrap(), "1234");
+        assert_eq!(collect(3), 1);
+        assert!(!begin().unfinished().exists());
+        let miss = begin();
+        leave(&miss);
+        miss.forget_unfinished().unwrap();
+        leave(&miss);
+        miss.commit(finished(Vec::new(), fingerprint)).unwrap();
+        assert!(walk(&cache.root.join(UNFINISHED)).is_empty());
     }
 
     #[test]
