@@ -136,6 +136,17 @@ fn a_checkpoint_of_another_training_is_refused_and_says_where_they_differ() {
         refusal(Recipe { learning_rate: 0.1, ..recipe() }, "step-10"),
         "FOLDER: it was made with learning_rate 0.03, and this training has 0.1"
     );
+    // The same recipe from another prompt, as from another model's embeddings.
+    let rows = rows();
+    let init = (&tensors(&data("llama").join("expected.safetensors"))["init"] * 2.0).unwrap();
+    let mut prompt = SoftPrompt::new(&model, &init, Keep::Everything).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let from = Some(dir.path().join("step-10"));
+    let checkpoints = Checkpoints { from, ..checkpoints(elsewhere.path()) };
+    let same = recipe();
+    let training = Training { recipe: &same, rows: &rows, eval: &rows[..3], checkpoints: Some(&checkpoints) };
+    let error = training.run(&mut prompt, &mut Stop::default()).unwrap_err().to_string();
+    assert!(error.contains(": it was made with first numbers "), "{error}");
     assert_eq!(refusal(recipe(), "step-4"), "FOLDER: no checkpoint is here (it has no state.json)");
     let tensors = dir.path().join("step-10/tensors.safetensors");
     std::fs::write(&tensors, &std::fs::read(&tensors).unwrap()[..300]).unwrap();

@@ -58,6 +58,14 @@ impl Learner for AllWeights {
         self.vocabulary
     }
 
+    fn computes_with(&self) -> String {
+        let Passes { precision, dropout, .. } = self.passes;
+        match dropout {
+            Some(seed) => format!("{precision:?}, dropout seeded {seed}"),
+            None => format!("{precision:?}"),
+        }
+    }
+
     fn differentiate(&mut self, batch: &MicroBatch, at: Moment) -> Result<Part, TrainError> {
         let Passes { precision, keep, dropout } = self.passes;
         let model = self.parameters.model(precision)?;

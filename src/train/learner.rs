@@ -60,6 +60,9 @@ pub trait Learner {
     /// Number of tokens it knows.
     fn vocabulary(&self) -> usize;
 
+    /// What its gradients depend on beside its tensors and the rows: a checkpoint made with something else does not fit.
+    fn computes_with(&self) -> String;
+
     /// Adds the gradient of the rows' loss to what the tensors have.
     ///
     /// # Errors

@@ -56,6 +56,10 @@ impl Learner for SoftPrompt<'_> {
         self.model.shape().vocabulary
     }
 
+    fn computes_with(&self) -> String {
+        format!("{:?}, {} frozen weights", self.model.head().precision(), self.model.parameters())
+    }
+
     fn differentiate(&mut self, batch: &MicroBatch, _: Moment) -> Result<Part, TrainError> {
         let MicroBatch { rows, longest, labels } = *batch;
         let found = differentiate(self.model, &self.numbers, rows, longest, labels, self.keep)?;

@@ -209,6 +209,8 @@ struct Run<'a> {
     training: &'a Training<'a>,
     steps: usize,
     optimizers: Vec<AdamW>,
+    /// A digest of the tensors that training begins with.
+    start: String,
     state: State,
     /// The tensors that scored best, where they are wanted in the end.
     best: Option<Vec<Vec<f32>>>,
@@ -237,6 +239,7 @@ impl<'a> Run<'a> {
             training,
             steps: training.recipe.length.steps(training.rows.len(), training.window()),
             optimizers: learner.tensors().iter().map(optimizer).collect(),
+            start: beginning(&learner.tensors()),
             state: State::default(),
             best: None,
             saved: 0,
@@ -429,6 +432,8 @@ impl<'a> Run<'a> {
             ("rows", digest(rows)),
             ("evaluation rows", digest(eval)),
             ("tensors", tensors.join(", ")),
+            ("first numbers", self.start.clone()),
+            ("computing in", learner.computes_with()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into()
@@ -511,6 +516,15 @@ fn norm(step: usize, rows: &[usize], tensors: &[Trainable]) -> Result<f64, Train
         all += sum;
     }
     Ok(all.sqrt())
+}
+
+/// Which numbers training begins with, in few characters: those of another model differ.
+fn beginning(tensors: &[Trainable]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for tensor in tensors {
+        hasher.update_rayon(bytemuck::cast_slice(tensor.numbers));
+    }
+    hasher.finalize().to_hex()[..16].to_owned()
 }
 
 /// What rows a checkpoint was made with, in few characters.
