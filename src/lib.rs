@@ -30,6 +30,9 @@ pub mod event;
 pub mod history;
 pub mod report;
 
+// What lies elsewhere.
+pub mod hub;
+
 // Stage kinds, and what flows between them.
 pub mod artifact;
 pub mod children;
