@@ -123,6 +123,15 @@ pub struct Planning {
     /// Where model stages would run: auto, cpu, cuda:0
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Ask the Hub nothing: names stand for what the lock or the cache has (as HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub offline: bool,
+    /// Refuse names on the Hub that the lock beside the manifest does not have, as CI should
+    #[arg(long, conflicts_with = "update")]
+    pub locked: bool,
+    /// Ask anew what names on the Hub stand for, and move the lock there
+    #[arg(long)]
+    pub update: bool,
     /// A JSON object a line
     #[arg(long)]
     pub json: bool,

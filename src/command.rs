@@ -11,8 +11,9 @@ use crate::cache::{Cache, Limit};
 use crate::cli::{CacheCommand, Cli, Command, Overrides, Planning, Run};
 use crate::device::DeviceSpec;
 use crate::diagnostic;
-use crate::event::{Listen, RunStatus};
+use crate::event::{Event, Listen, RunStatus};
 use crate::history::{Home, RunFolder};
+use crate::hub::{self, Hub, LockRule};
 use crate::job::Shared;
 use crate::manifest::{self, Manifest};
 use crate::plan::{self, Plan};
@@ -155,14 +156,49 @@ fn device(text: &str) -> Result<DeviceSpec, Refusal> {
     text.parse().map_err(|e| Refusal::wrong(format!("--device: {e}")))
 }
 
+/// The outside sources of a manifest, names on the Hub as the lock and the flags have them.
+fn sources(home: &Home, args: &Planning) -> Result<Sources, Refusal> {
+    let mut settings = hub::Settings::from_environment();
+    if args.offline {
+        settings.network = hub::Network::Offline;
+    }
+    let rule = match (args.update, args.locked) {
+        (true, _) => LockRule::Update,
+        (_, true) => LockRule::Locked,
+        _ => LockRule::Follow,
+    };
+    let hub = Hub::new(settings, rule, &args.file);
+    let hub = hub.map_err(|e| Refusal { message: e.to_string(), help: e.help(), exit: Exit::Wrong })?;
+    Ok(Sources::open(&home.cache(), hub))
+}
+
+/// What must never be shown: values of the environment that the manifest reads, and the Hub's token.
+fn secrets(manifest: &Manifest, hub: &Hub) -> Secrets {
+    let token = hub.settings().token.as_ref().map(hub::Token::expose);
+    Secrets::new(manifest.secrets.iter().map(String::as_str).chain(token))
+}
+
+/// Shows what names on the Hub can't be had; the exit code if there are any.
+fn pin_names(manifest: &Manifest, plan: &Plan<'_>, sources: &Sources, cancel: &Cancel) -> Result<(), Exit> {
+    let faults = plan::pin_names(plan, sources, cancel);
+    if faults.is_empty() {
+        return Ok(());
+    }
+    report::err(&(diagnostic::render(&manifest.source, &faults, report::color()) + "\n"));
+    Err(if cancel.is_set() { Exit::Interrupted } else { Exit::Wrong })
+}
+
 fn planned(home: &Home, args: &Planning) -> Result<Exit, Refusal> {
     with_manifest(&args.file, &args.overrides, |manifest| {
         let plan = Plan::new(manifest, &args.stages).map_err(Refusal::wrong)?;
         let device = device(&args.device)?.open().map_err(Refusal::wrong)?;
-        let sources = Sources::open(&home.cache());
+        let sources = sources(home, args)?;
+        if let Err(exit) = pin_names(manifest, &plan, &sources, &Cancel::default()) {
+            return Ok(exit);
+        }
         let last = |stage: &str| home.last_fingerprint(&manifest.name, stage);
         let forecasts = plan::forecast(&plan, &Cache::new(&home.cache()), &sources, &device, &last)
-            .map_err(Refusal::failed)?;
+            .map_err(|e| Refusal { message: e.to_string(), help: e.help(), exit: Exit::Failed })?;
         report::out(&match args.json {
             true => report::plan::json(&plan, &forecasts),
             false => report::plan::text(&plan, &forecasts),
@@ -176,6 +212,12 @@ fn run(home: &Home, args: &Run) -> Result<Exit, Refusal> {
         let plan = Plan::new(manifest, &args.plan.stages).map_err(Refusal::wrong)?;
         let force = force(&args.force, manifest)?;
         let device = device(&args.plan.device)?.open().map_err(Refusal::wrong)?;
+        let sources = sources(home, &args.plan)?;
+        if let Err(exit) = pin_names(manifest, &plan, &sources, &Cancel::default()) {
+            return Ok(exit);
+        }
+        let pinned =
+            sources.hub.save().map_err(|e| Refusal::failed(format!("the lock can't be written: {e}")))?;
         let folder = RunFolder::create(home, &manifest.name)
             .map_err(|e| Refusal::failed(format!("the folder for the run can't be made: {e}")))?;
         let folder = Arc::new(folder);
@@ -185,14 +227,17 @@ fn run(home: &Home, args: &Run) -> Result<Exit, Refusal> {
             true => Arc::new(report::Json),
             false => Arc::new(report::console::Console::new()),
         };
+        for text in pinned {
+            screen.on(&Event::Note { text });
+        }
         let (pipeline, last_home) = (manifest.name.clone(), home.clone());
         let shared = Arc::new(Shared {
             cache: Cache::new(&home.cache()),
-            sources: Sources::open(&home.cache()),
+            secrets: secrets(manifest, &sources.hub),
+            sources,
             device,
             cancel: Cancel::default(),
             listen: Arc::new(report::All(vec![folder.clone(), screen])),
-            secrets: Secrets::new(&manifest.secrets),
             last: Box::new(move |stage| last_home.last_fingerprint(&pipeline, stage)),
         });
         let (sender, messages) = channel();

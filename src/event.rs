@@ -189,6 +189,11 @@ pub enum Event {
     },
     /// A stage ended.
     StageFinished(StageRecord),
+    /// A line that concerns the run as a whole.
+    Note {
+        /// The line.
+        text: String,
+    },
     /// Somebody asked to stop.
     Stopping,
     /// The run ended.

@@ -134,8 +134,8 @@ impl Task {
         let digests = self.inputs.iter().map(|(port, (_, digest))| (port.clone(), *digest)).collect();
         let failed = |message| Stop::Failed(Failure { message, help: None });
         let device = self.decl.device_or(&shared.device).map_err(|e| failed(e.to_string()))?;
-        let keyed =
-            key_of(&self.decl, &digests, &device, &shared.sources).map_err(|e| failed(e.to_string()))?;
+        let keyed = key_of(&self.decl, &digests, &device, &shared.sources, &shared.cancel)
+            .map_err(StageError::from)?;
         ended.key = Some((keyed.key, keyed.fingerprint.clone()));
         let stage = self.decl.id.to_string();
         let waiting = || shared.listen.on(&Event::StageWaiting { stage: stage.clone() });
@@ -251,6 +251,7 @@ impl Task {
             out: miss.out(),
             unfinished: miss.unfinished(),
             device,
+            hub: &shared.sources.hub,
             say: &say,
             cancel,
             secrets,

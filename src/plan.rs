@@ -10,10 +10,14 @@ use petgraph::visit::{Dfs, Reversed};
 
 use crate::cache::{Cache, Entry};
 use crate::device;
+use crate::diagnostic::Diagnostic;
 use crate::fingerprint::{Aspect, Change, Digest, Fingerprint, Key, Writer};
+use crate::hub::HubError;
+use crate::location::Place;
 use crate::manifest::{Manifest, On, StageDecl, StageId};
-use crate::sources::{Pinned, Sources};
+use crate::sources::{Pinned, SourceError, Sources};
 use crate::stage::Lane;
+use crate::stage::{Cancel, Content};
 
 /// The stages of a manifest as a graph, in an order in which every stage stands after what it needs.
 pub struct Plan<'m> {
@@ -125,7 +129,8 @@ pub fn key_of(
     inputs: &BTreeMap<String, Digest>,
     device: &Device,
     sources: &Sources,
-) -> std::io::Result<Keyed> {
+    cancel: &Cancel,
+) -> Result<Keyed, SourceError> {
     let mut writer = Writer::new(stage.kind.name, stage.kind.version);
     writer.config(&stage.config);
     for (port, digest) in inputs {
@@ -133,7 +138,7 @@ pub fn key_of(
     }
     let mut pinned = Vec::new();
     for source in stage.stage.sources() {
-        let pin = sources.pin(&source.location)?;
+        let pin = sources.pin(&source, cancel)?;
         writer.part(Aspect::Source, &source.role, &pin.value);
         pinned.push((source.role, pin));
     }
@@ -142,6 +147,34 @@ pub fn key_of(
     }
     let (key, fingerprint) = writer.finish();
     Ok(Keyed { key, fingerprint, pinned })
+}
+
+/// Asks what the names on the Hub stand for, before anything runs: a wrong one is to cost no work.
+pub fn pin_names(plan: &Plan<'_>, sources: &Sources, cancel: &Cancel) -> Vec<Diagnostic> {
+    let mut faults = Vec::new();
+    for &index in plan.order.iter().filter(|i| plan.wanted.contains(i)) {
+        let stage = plan.stage(index);
+        if stage.on != On::On {
+            continue;
+        }
+        for source in stage.stage.sources() {
+            let on_hub = matches!(source.location.resolve(), Place::Hub(_));
+            if !on_hub || source.content == Content::Files {
+                continue;
+            }
+            let Err(error) = sources.pin(&source, cancel) else { continue };
+            let at = stage.places.get(&source.role).copied().unwrap_or(stage.span);
+            let fault = Diagnostic::error(error.to_string()).at(at).maybe_help(error.help());
+            // Who can't be reached for one name can't be for the others.
+            let alone =
+                matches!(error, SourceError::Hub(HubError::Unreachable { .. } | HubError::Interrupted));
+            faults.push(fault);
+            if alone {
+                return faults;
+            }
+        }
+    }
+    faults
 }
 
 /// What a run would do with a stage.
@@ -173,7 +206,7 @@ pub fn forecast(
     sources: &Sources,
     device: &Device,
     last: &dyn Fn(&str) -> Option<Fingerprint>,
-) -> std::io::Result<Vec<(usize, Forecast)>> {
+) -> Result<Vec<(usize, Forecast)>, SourceError> {
     let mut known: BTreeMap<usize, Entry> = BTreeMap::new();
     let mut forecasts = Vec::new();
     for &index in plan.order.iter().filter(|i| plan.wanted.contains(i)) {
@@ -200,7 +233,7 @@ pub fn forecast(
             continue;
         }
         let device = stage.device_or(device).map_err(std::io::Error::other)?;
-        let keyed = key_of(stage, &inputs, &device, sources)?;
+        let keyed = key_of(stage, &inputs, &device, sources, &Cancel::default())?;
         let forecast = match cache.peek(&keyed.key) {
             Some(entry) => {
                 known.insert(index, entry);

@@ -336,7 +336,7 @@ mod tests {
         let run_folder = RunFolder::create(&home, "p").unwrap();
         let shared = Arc::new(Shared {
             cache: Cache::new(&home.cache()),
-            sources: Sources::open(&home.cache()),
+            sources: Sources::open(&home.cache(), crate::hub::Hub::nowhere()),
             device: Device::Cpu,
             cancel: Cancel::default(),
             listen: Arc::new(Deaf),

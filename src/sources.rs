@@ -12,9 +12,12 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::adapter;
 use crate::cache::{digest_file, relative, walk, write_atomically};
 use crate::fingerprint::Digest;
+use crate::hub::{Hub, HubError, Reads, RepoName, Want};
 use crate::location::{Location, Place};
+use crate::stage::{Cancel, Content, Source};
 
 /// What tells that a file was touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,8 +50,38 @@ impl Pinned {
     }
 }
 
-/// Digests of outside files, each file read once while it stays as it is.
+/// An outside source that can't be identified.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The disk says no.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The Hub says no.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// An adapter that can't be read.
+    #[error(transparent)]
+    Adapter(#[from] adapter::AdapterError),
+    /// An adapter that does not tell its model.
+    #[error("the adapter {0} does not tell which model it is for")]
+    NoBase(String),
+}
+
+impl SourceError {
+    /// What to do, where that is known.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Hub(error) => error.help(),
+            Self::NoBase(_) => Some("name the model under `model`".into()),
+            Self::Io(_) | Self::Adapter(_) => None,
+        }
+    }
+}
+
+/// Digests of outside files, each file read once while it stays as it is; pins of what is on the Hub.
 pub struct Sources {
+    /// Where names on the Hub are looked up.
+    pub hub: Hub,
     file: PathBuf,
     memory: Mutex<Memory>,
 }
@@ -61,15 +94,38 @@ struct Memory {
 
 impl Sources {
     /// With what earlier runs remembered in this folder.
-    pub fn open(folder: &Path) -> Self {
+    pub fn open(folder: &Path, hub: Hub) -> Self {
         let file = folder.join("sources.json");
         let known = fs::read(&file).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
-        Self { file, memory: Mutex::new(Memory { known, grown: false }) }
+        Self { hub, file, memory: Mutex::new(Memory { known, grown: false }) }
     }
 
-    /// The identity of what a location names. What is missing or on the Hub is named, not read: the stage
-    /// says what is wrong with it.
-    pub fn pin(&self, location: &Location) -> io::Result<Pinned> {
+    /// The identity of what a source stands for.
+    pub fn pin(&self, source: &Source, cancel: &Cancel) -> Result<Pinned, SourceError> {
+        match &source.content {
+            Content::Files => Ok(self.pin_files(&source.location)?),
+            Content::Repository(reads) => self.pin_repository(&source.location, reads, cancel),
+            Content::BaseModel { revision } => {
+                let base = base_model(&self.hub, &source.location, revision.as_deref(), cancel)?;
+                let reads = Reads { want: Want::Model, revision: base.revision };
+                self.pin_repository(&base.location, &reads, cancel)
+            }
+        }
+    }
+
+    fn pin_repository(
+        &self,
+        location: &Location,
+        reads: &Reads,
+        cancel: &Cancel,
+    ) -> Result<Pinned, SourceError> {
+        let Place::Hub(name) = location.resolve() else { return Ok(self.pin_files(location)?) };
+        let pin = self.hub.pin(&name.parse()?, reads, cancel)?;
+        Ok(Pinned { value: format!("hub:{}", pin.identity()), stamps: Vec::new() })
+    }
+
+    /// The identity of files. What is missing is named, not read: the stage says what is wrong with it.
+    fn pin_files(&self, location: &Location) -> io::Result<Pinned> {
         let (files, folder) = match location.resolve() {
             Place::Local(path) if path.is_dir() => (visible_files(&path), Some(path)),
             Place::Local(path) => (vec![path], None),
@@ -77,8 +133,9 @@ impl Sources {
                 let found = glob::glob(&pattern).map(|g| g.flatten().filter(|p| p.is_file()).collect());
                 (found.unwrap_or_default(), Some(location.base().to_path_buf()))
             }
-            Place::Hub(name) => return Ok(Pinned { value: format!("hub:{name}"), stamps: Vec::new() }),
-            Place::Missing(_) => return Ok(Pinned { value: "missing".into(), stamps: Vec::new() }),
+            Place::Hub(_) | Place::Missing(_) => {
+                return Ok(Pinned { value: "missing".into(), stamps: Vec::new() });
+            }
         };
         let mut hasher = blake3::Hasher::new();
         let mut stamps = Vec::new();
@@ -128,6 +185,35 @@ impl Sources {
     }
 }
 
+/// The model that an adapter outside the pipeline was trained for.
+pub struct BaseModel {
+    /// Where it is: a relative path starts from where the adapter's does.
+    pub location: Location,
+    /// The revision, where the adapter tells one.
+    pub revision: Option<String>,
+}
+
+/// Reads which model an adapter is for.
+pub fn base_model(
+    hub: &Hub,
+    adapter: &Location,
+    revision: Option<&str>,
+    cancel: &Cancel,
+) -> Result<BaseModel, SourceError> {
+    let config = match adapter.resolve() {
+        Place::Hub(name) => {
+            let name: RepoName = name.parse()?;
+            let reads = Reads { want: Want::Adapter, revision: revision.map(str::to_owned) };
+            let pin = hub.pin(&name, &reads, cancel)?;
+            let text = hub.read(&pin, adapter::CONFIG, cancel)?;
+            adapter::AdapterConfig::parse(&text, Path::new(&format!("{name}/{}", adapter::CONFIG)))?
+        }
+        _ => adapter::AdapterConfig::read(&adapter.base().join(adapter.text()))?,
+    };
+    let name = config.base_model_name_or_path.ok_or_else(|| SourceError::NoBase(adapter.text().into()))?;
+    Ok(BaseModel { location: Location::new(name, adapter.base()), revision: config.revision })
+}
+
 fn settled(stamp: &Stamp) -> bool {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     now.as_secs_f64() - (stamp.modified_s as f64 + stamp.modified_ns as f64 * 1e-9) > 0.05
@@ -143,14 +229,19 @@ fn visible_files(folder: &Path) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
+    fn open(folder: &Path) -> Sources {
+        Sources::open(folder, Hub::nowhere())
+    }
+
     fn pin(sources: &Sources, base: &Path, text: &str) -> String {
-        sources.pin(&Location::new(text, base)).unwrap().value
+        let source = Source::files("path", Location::new(text, base));
+        sources.pin(&source, &Cancel::default()).unwrap().value
     }
 
     #[test]
     fn content_counts_and_the_place_of_a_lone_file_does_not() {
         let dir = tempfile::tempdir().unwrap();
-        let sources = Sources::open(dir.path());
+        let sources = open(dir.path());
         fs::write(dir.path().join("a.csv"), "x\n1\n").unwrap();
         fs::write(dir.path().join("b.csv"), "x\n1\n").unwrap();
         let before = pin(&sources, dir.path(), "a.csv");
@@ -162,7 +253,7 @@ mod tests {
     #[test]
     fn names_inside_a_folder_count() {
         let dir = tempfile::tempdir().unwrap();
-        let sources = Sources::open(dir.path());
+        let sources = open(dir.path());
         let folder = dir.path().join("data");
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("train.csv"), "x").unwrap();
@@ -187,7 +278,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.csv");
         fs::write(&path, "x").unwrap();
-        let pinned = Sources::open(dir.path()).pin(&Location::new("a.csv", dir.path())).unwrap();
+        let pinned = open(dir.path()).pin_files(&Location::new("a.csv", dir.path())).unwrap();
         assert_eq!(pinned.changed(), None);
         fs::write(&path, "xy").unwrap();
         assert_eq!(pinned.changed(), Some(path.as_path()));

@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::hub::{Hub, Reads};
 use crate::location::Location;
 use crate::manifest::node::{Node, NodeError};
 use crate::secrets::Secrets;
@@ -125,6 +126,34 @@ pub struct Source {
     pub role: String,
     /// Where it is.
     pub location: Location,
+    /// What is meant by it.
+    pub content: Content,
+}
+
+/// What of a place outside counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The file or the folder's files; the place is on this machine.
+    Files,
+    /// The same; if the place is a name on the Hub, these of its files.
+    Repository(Reads),
+    /// The place is that of an adapter; what counts is the model that its configuration names.
+    BaseModel {
+        /// Of the adapter.
+        revision: Option<String>,
+    },
+}
+
+impl Source {
+    /// A file or folder on this machine.
+    pub fn files(role: impl Into<String>, location: Location) -> Self {
+        Self { role: role.into(), location, content: Content::Files }
+    }
+
+    /// A file, a folder, or a name on the Hub of which `reads` counts.
+    pub fn repository(role: impl Into<String>, location: Location, reads: Reads) -> Self {
+        Self { role: role.into(), location, content: Content::Repository(reads) }
+    }
 }
 
 /// One stage kind: the type is its configuration (the keys under `with`).
@@ -313,6 +342,8 @@ pub struct Context<'a> {
     pub unfinished: &'a Path,
     /// The device of the model lane; the processor for other stages.
     pub device: &'a candle_core::Device,
+    /// Where names on the Hub become files.
+    pub hub: &'a Hub,
     /// Takes what the stage says.
     pub say: &'a (dyn Fn(Saying) + Sync),
     /// Whether to stop.

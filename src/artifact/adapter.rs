@@ -136,6 +136,29 @@ impl AdapterConfig {
             tokenizer_name_or_path: None,
         }
     }
+
+    /// Reads the file of a folder.
+    ///
+    /// # Errors
+    /// As [`AdapterConfig::parse`], or the file can't be read.
+    pub fn read(folder: &Path) -> Result<Self, AdapterError> {
+        let path = folder.join(CONFIG);
+        Self::parse(&read(&path)?, &path)
+    }
+
+    /// Reads the file's text; `path` stands for it in errors.
+    ///
+    /// # Errors
+    /// It is not of a soft prompt.
+    pub fn parse(text: &[u8], path: &Path) -> Result<Self, AdapterError> {
+        let wrong = |reason| AdapterError::Config { path: path.to_path_buf(), reason };
+        let value: serde_json::Value = serde_json::from_slice(text).map_err(|e| wrong(e.to_string()))?;
+        match value.get("peft_type").and_then(|v| v.as_str()) {
+            Some(PROMPT_TUNING) => serde_json::from_value(value).map_err(|e| wrong(e.to_string())),
+            Some(other) => Err(wrong(format!("the adapter is {other}; only {PROMPT_TUNING} can be used"))),
+            None => Err(wrong("`peft_type` is missing: is this an adapter of PEFT?".into())),
+        }
+    }
 }
 
 /// A soft prompt and what PEFT says of it.
@@ -180,18 +203,7 @@ impl Adapter {
     /// # Errors
     /// A file is missing, is not of a soft prompt, or the two do not belong together.
     pub fn read(folder: &Path) -> Result<Self, AdapterError> {
-        let path = folder.join(CONFIG);
-        let wrong = |reason| AdapterError::Config { path: path.clone(), reason };
-        let value: serde_json::Value =
-            serde_json::from_slice(&read(&path)?).map_err(|e| wrong(e.to_string()))?;
-        match value.get("peft_type").and_then(|v| v.as_str()) {
-            Some(PROMPT_TUNING) => {}
-            Some(other) => {
-                return Err(wrong(format!("the adapter is {other}; only {PROMPT_TUNING} can be used")));
-            }
-            None => return Err(wrong("`peft_type` is missing: is this an adapter of PEFT?".into())),
-        }
-        let config: AdapterConfig = serde_json::from_value(value).map_err(|e| wrong(e.to_string()))?;
+        let config = AdapterConfig::read(folder)?;
         let prompt = read_prompt(&folder.join(WEIGHTS), &config)?;
         Ok(Self { config, prompt })
     }

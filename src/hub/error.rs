@@ -78,6 +78,27 @@ pub enum HubError {
         /// What to do.
         help: String,
     },
+    /// `--locked`, and the lock has no such entry.
+    #[error("{what} is not in {lock}, and pipe is to hold to the lock")]
+    NotLocked {
+        /// What is asked for.
+        what: String,
+        /// The lock.
+        lock: std::path::PathBuf,
+    },
+    /// The lock can't be read.
+    #[error(transparent)]
+    Lock(super::lock::LockError),
+    /// The disk has no room for what would come.
+    #[error("{needed} would come, and {path} has room for {free}")]
+    Room {
+        /// The cache.
+        path: std::path::PathBuf,
+        /// What would come.
+        needed: String,
+        /// What is free.
+        free: String,
+    },
     /// The disk says no.
     #[error("{path}: {source}")]
     Disk {
@@ -116,6 +137,9 @@ impl HubError {
                 "run once without --offline (and without HF_HUB_OFFLINE) where there is a network; the files stay in the cache".into(),
             ),
             Self::Unusable { help, .. } => Some(help.clone()),
+            Self::NotLocked { .. } => Some("run once without --locked and keep the lock under version control".into()),
+            Self::Lock(_) => Some("restore it from version control, or delete it and run again".into()),
+            Self::Room { .. } => Some("make room, or move the cache with HF_HUB_CACHE".into()),
             Self::Disk { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Some(
                 "make room, or move the cache with HF_HUB_CACHE, and run again: what has come so far is kept".into(),
             ),

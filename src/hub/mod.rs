@@ -2,10 +2,344 @@
 //!
 //! The only module that speaks to the Hub. Knows repositories and files; does not know stages, keys or runs.
 
+mod api;
+mod cache;
+mod download;
 pub mod error;
+pub mod lock;
+mod model;
 pub mod repo;
 pub mod settings;
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tokio::runtime::Runtime;
+
+pub use api::Repo;
 pub use error::HubError;
+pub use lock::{Lock, Pin};
 pub use repo::{Commit, FileDigest, RemoteFile, RepoKind, RepoName};
 pub use settings::{Network, Settings, Token};
+
+use crate::stage::Cancel;
+use api::{Api, MAIN};
+use cache::Folder;
+use download::Watch;
+
+/// Where the Hub keeps parquet files of datasets that are stored in other ways.
+const CONVERTED: &str = "refs/convert/parquet";
+
+/// A text that is read before anything is downloaded (a card, an index, a configuration) is not longer.
+const LONGEST_TEXT: u64 = 32 << 20;
+
+/// What of a repository is wanted, and at which revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reads {
+    /// Which files.
+    pub want: Want,
+    /// A branch, tag or commit; none: `main`.
+    pub revision: Option<String>,
+}
+
+/// Which files of a repository a use of it needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Weights, configuration and tokenizer.
+    Model,
+    /// The tokenizer alone.
+    Tokenizer,
+    /// A trained prompt.
+    Adapter,
+    /// The rows of one configuration.
+    Dataset {
+        /// Its name; none where there is only one, or one is the default.
+        config: Option<String>,
+    },
+}
+
+impl Want {
+    /// The kind of repository that has it.
+    pub fn kind(&self) -> RepoKind {
+        match self {
+            Self::Model | Self::Tokenizer | Self::Adapter => RepoKind::Model,
+            Self::Dataset { .. } => RepoKind::Dataset,
+        }
+    }
+
+    /// Its name in the lock.
+    fn usage(&self) -> String {
+        match self {
+            Self::Model => "model".into(),
+            Self::Tokenizer => "tokenizer".into(),
+            Self::Adapter => "adapter".into(),
+            Self::Dataset { config: None } => "dataset".into(),
+            Self::Dataset { config: Some(name) } => format!("dataset/{name}"),
+        }
+    }
+}
+
+/// What the lock means for a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LockRule {
+    /// What is in it counts; what is not is asked for and added.
+    #[default]
+    Follow,
+    /// Everything that is used is asked for anew (`--update`).
+    Update,
+    /// What is not in it is refused (`--locked`).
+    Locked,
+}
+
+/// The Hub with the lock of one manifest. Asks nothing until something is wanted of it.
+pub struct Hub {
+    settings: Settings,
+    rule: LockRule,
+    file: PathBuf,
+    state: Mutex<State>,
+    online: OnceLock<Result<(Runtime, Api), String>>,
+}
+
+struct State {
+    lock: Lock,
+    /// What this run has asked for anew.
+    renewed: BTreeSet<(Repo, String)>,
+    news: Vec<String>,
+}
+
+impl Hub {
+    /// With the lock beside this manifest.
+    pub fn new(settings: Settings, rule: LockRule, manifest: &Path) -> Result<Self, HubError> {
+        let file = lock::beside(manifest);
+        let state = State { lock: Lock::read(&file)?, renewed: BTreeSet::new(), news: Vec::new() };
+        Ok(Self { settings, rule, file, state: Mutex::new(state), online: OnceLock::new() })
+    }
+
+    /// Without a network, a cache and a manifest.
+    #[cfg(test)]
+    pub fn nowhere() -> Self {
+        let settings = Settings {
+            endpoint: "http://127.0.0.1:9".into(),
+            token: None,
+            cache: "/nowhere".into(),
+            network: Network::Offline,
+            timeout: std::time::Duration::from_secs(1),
+        };
+        Self {
+            settings,
+            rule: LockRule::Follow,
+            file: "/nowhere/p.lock".into(),
+            state: Mutex::new(State { lock: Lock::default(), renewed: BTreeSet::new(), news: Vec::new() }),
+            online: OnceLock::new(),
+        }
+    }
+
+    /// How the Hub is reached.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What these files of a repository are pinned to: by the lock, else as the Hub has it now.
+    pub fn pin(&self, name: &RepoName, reads: &Reads, cancel: &Cancel) -> Result<Pin, HubError> {
+        let repo = Repo { kind: reads.want.kind(), name: name.clone() };
+        let revision = reads.revision.as_deref().unwrap_or(MAIN);
+        let usage = reads.want.usage();
+        // One at a time: what two stages take from one repository has to be of one commit.
+        let mut state = self.state();
+        let key = (repo.clone(), revision.to_owned());
+        let renew = self.rule == LockRule::Update && !state.renewed.contains(&key);
+        if !renew && let Some(pin) = state.lock.pin(&repo, revision, &usage) {
+            return Ok(pin);
+        }
+        if self.rule == LockRule::Locked {
+            return Err(HubError::NotLocked {
+                what: format!("{repo} ({usage}, revision `{revision}`)"),
+                lock: self.file.clone(),
+            });
+        }
+        let known = state.lock.commit(&repo, revision).filter(|_| !renew);
+        let known = known.map(|(commit, branch)| (commit.clone(), branch.map(str::to_owned)));
+        let before = state.lock.commit(&repo, revision).map(|(commit, _)| commit.clone());
+        let pin = self.resolve(&repo, revision, reads, known, cancel)?;
+        match before {
+            None => state.news.push(format!("{repo} is pinned to {}", pin.commit.short())),
+            Some(old) if old != pin.commit => {
+                state.news.push(format!("{repo} moves from {} to {}", old.short(), pin.commit.short()));
+            }
+            Some(_) => {}
+        }
+        state.lock.set(revision, &usage, &pin);
+        state.renewed.insert(key);
+        Ok(pin)
+    }
+
+    /// Brings the files of a pin onto this machine, where they are not yet; the folder they are in. `tell` takes
+    /// the bytes that are there of those that had to come.
+    pub fn fetch(
+        &self,
+        pin: &Pin,
+        tell: &(dyn Fn(u64, u64) + Sync),
+        cancel: &Cancel,
+    ) -> Result<PathBuf, HubError> {
+        let folder = Folder::of(&self.settings.cache, &pin.repo);
+        let missing: Vec<&RemoteFile> =
+            pin.files.iter().filter(|file| !folder.has(&pin.commit, file)).collect();
+        if !missing.is_empty() {
+            let total = missing.iter().map(|file| file.size).sum();
+            if self.settings.network == Network::Offline {
+                return Err(HubError::Offline { what: listed(&pin.repo, &pin.commit, &missing, total) });
+            }
+            self.room_for(total)?;
+            let watch = Watch { done: AtomicU64::new(0), tell: &|done| tell(done, total), cancel };
+            let (runtime, api) = self.online()?;
+            runtime.block_on(download::download(api, &folder, &pin.repo, &pin.commit, &missing, &watch))?;
+        }
+        Ok(folder.snapshot(&pin.commit))
+    }
+
+    /// The text of one file of a pin.
+    pub fn read(&self, pin: &Pin, path: &str, cancel: &Cancel) -> Result<Vec<u8>, HubError> {
+        let file = pin.files.iter().find(|file| file.path == path);
+        let file = file.ok_or_else(|| HubError::Unusable {
+            repo: pin.repo.name.clone(),
+            reason: format!("it has no {path}"),
+            help: "check the name and the revision".into(),
+        })?;
+        self.read_file(&pin.repo, &pin.commit, file, cancel)
+    }
+
+    /// Writes what was pinned beside the manifest; the lines to show of what is new.
+    pub fn save(&self) -> std::io::Result<Vec<String>> {
+        let mut state = self.state();
+        state.lock.save(&self.file)?;
+        Ok(std::mem::take(&mut state.news))
+    }
+
+    /// The lock as it stands, for whoever publishes it.
+    pub fn lock_text(&self) -> std::io::Result<String> {
+        self.state().lock.text()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn online(&self) -> Result<&(Runtime, Api), HubError> {
+        let online = self.online.get_or_init(|| {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            let runtime = runtime.map_err(|error| error.to_string())?;
+            Ok((runtime, Api::new(&self.settings).map_err(|error| error.to_string())?))
+        });
+        online.as_ref().map_err(|reason| HubError::Unreachable {
+            what: "anything".into(),
+            endpoint: self.settings.endpoint.clone(),
+            reason: reason.clone(),
+        })
+    }
+
+    /// Asks what a repository has and which of it is needed.
+    fn resolve(
+        &self,
+        repo: &Repo,
+        revision: &str,
+        reads: &Reads,
+        known: Option<(Commit, Option<String>)>,
+        cancel: &Cancel,
+    ) -> Result<Pin, HubError> {
+        let (commit, branch) = match known {
+            Some(known) => known,
+            None => (self.commit(repo, revision, cancel)?, None),
+        };
+        let listing = self.listing(repo, &commit, cancel)?;
+        let mut read = |file: &RemoteFile| self.read_file(repo, &commit, file, cancel);
+        let files = match &reads.want {
+            Want::Model => model::model(&repo.name, &listing, &mut read),
+            Want::Tokenizer => model::tokenizer(&repo.name, &listing),
+            Want::Adapter => model::adapter(&repo.name, &listing),
+            Want::Dataset { config } => Ok(Vec::new()),
+        };
+        let files = files.map_err(|error| match self.settings.network {
+            // What is here may be no more than a part of what the Hub has.
+            Network::Offline => {
+                HubError::Offline { what: format!("{repo} at {} as a whole", commit.short()) }
+            }
+            Network::Online => error,
+        })?;
+        Ok(Pin { repo: repo.clone(), branch, commit, files })
+    }
+
+    fn commit(&self, repo: &Repo, revision: &str, cancel: &Cancel) -> Result<Commit, HubError> {
+        if let Ok(commit) = revision.parse() {
+            return Ok(commit);
+        }
+        let folder = Folder::of(&self.settings.cache, repo);
+        if self.settings.network == Network::Offline {
+            let what = || HubError::Offline { what: format!("{repo} at revision `{revision}`") };
+            return folder.reference(revision).ok_or_else(what);
+        }
+        let (runtime, api) = self.online()?;
+        let commit = runtime.block_on(api.commit(repo, revision, cancel))?;
+        folder.set_reference(revision, &commit)?;
+        Ok(commit)
+    }
+
+    fn listing(&self, repo: &Repo, commit: &Commit, cancel: &Cancel) -> Result<Vec<RemoteFile>, HubError> {
+        if self.settings.network == Network::Offline {
+            return Ok(Folder::of(&self.settings.cache, repo).listing(commit));
+        }
+        let (runtime, api) = self.online()?;
+        runtime.block_on(api.files(repo, commit, cancel))
+    }
+
+    fn read_file(
+        &self,
+        repo: &Repo,
+        commit: &Commit,
+        file: &RemoteFile,
+        cancel: &Cancel,
+    ) -> Result<Vec<u8>, HubError> {
+        if file.size > LONGEST_TEXT {
+            return Err(HubError::Answer {
+                what: format!("{} of {repo}", file.path),
+                reason: format!("it has {}, more than any honest one", bytes(file.size)),
+            });
+        }
+        let pin = Pin { repo: repo.clone(), branch: None, commit: commit.clone(), files: vec![file.clone()] };
+        let path = self.fetch(&pin, &|_, _| {}, cancel)?.join(&file.path);
+        std::fs::read(&path).map_err(cache::at(&path))
+    }
+
+    /// Refuses to begin what the disk can't hold.
+    fn room_for(&self, needed: u64) -> Result<(), HubError> {
+        let cache = &self.settings.cache;
+        std::fs::create_dir_all(cache).map_err(cache::at(cache))?;
+        let Ok(disk) = nix::sys::statvfs::statvfs(cache) else { return Ok(()) };
+        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+        match needed > free {
+            true => Err(HubError::Room { path: cache.clone(), needed: bytes(needed), free: bytes(free) }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Missing files, for one line.
+fn listed(repo: &Repo, commit: &Commit, files: &[&RemoteFile], total: u64) -> String {
+    let mut names: Vec<&str> = files.iter().take(3).map(|file| file.path.as_str()).collect();
+    let more = format!("{} more", files.len() - names.len());
+    if files.len() > names.len() {
+        names.push(&more);
+    }
+    format!("{} of {repo} at {} ({})", names.join(", "), commit.short(), bytes(total))
+}
+
+/// A number of bytes as people say it.
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1_000 => format!("{n} bytes"),
+        1_000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.1} GB", n as f64 / 1e9),
+    }
+}

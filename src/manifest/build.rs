@@ -16,7 +16,7 @@ use crate::diagnostic::{Diagnostic, Span, list, suggestion};
 use crate::location::Place;
 use crate::schema::KindSchema;
 use crate::secrets::Secrets;
-use crate::stage::{AnyStage, Kind, Output, Port};
+use crate::stage::{AnyStage, Content, Kind, Output, Port};
 
 /// What later stages need to know of one that has been looked at.
 struct Built {
@@ -147,11 +147,17 @@ fn build_one(
         let from = &instance_id(built, link.from)?;
         Some(Edge { port: link.name.clone(), from: from.clone(), output: link.output.clone()? })
     };
+    let places = typed.stage.sources().into_iter().map(|source| {
+        let at = place(&source.role, &result.with).unwrap_or(span);
+        (source.role, at)
+    });
+    let places = places.collect();
     result.on = on.clone();
     result.decl = Some(StageDecl {
         id: instance.id.clone(),
         kind,
         stage: typed.stage,
+        places,
         config: typed.config,
         inputs: result.links.iter().filter_map(edge).collect(),
         on,
@@ -244,9 +250,12 @@ fn bring_model(kind: &Kind, with: &mut Vec<(Key, Filled)>, links: &mut Vec<Link>
     let schema = KindSchema::of(kind);
     let takes_key = schema.below(schema.root(), &Step::Key("model".into())).is_some();
     let key = trained.with.iter().find(|(key, _)| key.text == "model").filter(|_| takes_key);
-    if let Some(key) = key {
-        with.retain(|(key, _)| key.text != "model");
-        with.push(key.clone());
+    if key.is_some() {
+        for name in ["model", "revision"] {
+            let key = trained.with.iter().find(|(key, _)| key.text == name);
+            with.retain(|(key, _)| key.text != name);
+            with.extend(key.cloned());
+        }
     }
     if key.is_none()
         && let Some(port) = kind.port("model")
@@ -277,7 +286,8 @@ fn missing_sources(
     span: Span,
     scope: &Scope<'_>,
 ) -> Vec<Diagnostic> {
-    let missing = stage.sources().into_iter().filter_map(|source| match source.location.resolve() {
+    let named = stage.sources().into_iter().filter(|s| !matches!(s.content, Content::BaseModel { .. }));
+    let missing = named.filter_map(|source| match source.location.resolve() {
         Place::Missing(path) => {
             let message = without_secrets(format!("nothing is at {}", path.display()), scope);
             let help = without_secrets(source.location.advice(), scope);

@@ -5,6 +5,7 @@
 //! `build` and `typed` make them into their types. Every step reports all it finds and goes on. Knows no
 //! keys, no cache and no earlier runs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,6 +65,8 @@ pub struct StageDecl {
     pub stage: Arc<dyn AnyStage>,
     /// The same with all defaults and sorted keys, `${env.NAME}` left as it is.
     pub config: serde_json::Value,
+    /// Where its outside sources are named, by their roles.
+    pub places: BTreeMap<String, Span>,
     /// What it takes, in the order of its kind's ports.
     pub inputs: Vec<Edge>,
     /// Whether it runs.

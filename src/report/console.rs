@@ -172,6 +172,7 @@ impl Listen for Console {
                 ));
             }
             Event::StageFinished(record) => self.finished(&mut state, record),
+            Event::Note { text } => self.line(text),
             Event::Stopping => {
                 self.line("stopping: what is under way is being ended; once more (Ctrl-C) to leave at once");
             }

@@ -8,11 +8,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::place;
+use super::prompt;
 use crate::artifact::tokens::Tokens;
+use crate::hub::{Reads, Want};
 use crate::location::Location;
 use crate::model::decoder::DecoderShape;
 use crate::model::{self, Decoder, Precision};
-use crate::stage::{Context, Fault, StageError};
+use crate::stage::{Context, Fault, Source, StageError};
 use crate::tokenizer::Tokenizer;
 
 /// What a model computes in.
@@ -36,6 +38,27 @@ impl DType {
     }
 }
 
+/// What a stage's keys say of its model.
+#[derive(Clone, Copy)]
+pub struct Named<'a> {
+    /// `model`
+    pub location: Option<&'a Location>,
+    /// `revision`
+    pub revision: Option<&'a str>,
+}
+
+impl Named<'_> {
+    /// What of a repository on the Hub is read.
+    fn reads(&self) -> Reads {
+        Reads { want: Want::Model, revision: self.revision.map(str::to_owned) }
+    }
+
+    /// The outside source, if there is one.
+    pub fn source(&self) -> Option<Source> {
+        self.location.map(|location| Source::repository("model", location.clone(), self.reads()))
+    }
+}
+
 /// A loaded model with its tokenizer.
 pub struct Base {
     /// The weights.
@@ -48,16 +71,27 @@ pub struct Base {
 
 impl Base {
     /// Loads what the port `model` or the key `model` names.
-    pub fn load(
-        context: &Context<'_>,
-        named: Option<&Location>,
-        precision: Precision,
-    ) -> Result<Self, StageError> {
+    pub fn load(context: &Context<'_>, named: Named<'_>, precision: Precision) -> Result<Self, StageError> {
         let (path, name) = find(context, named)?;
         context.progress(0, 0, "", "loading the model");
         let tokenizer = Tokenizer::open(&path)?;
         let model = model::load(&path, context.device, precision)?;
         Ok(Self { model, tokenizer, name })
+    }
+
+    /// The same, or what the adapter that is named was trained for.
+    pub fn load_for(
+        context: &Context<'_>,
+        named: Named<'_>,
+        adapter: prompt::Named<'_>,
+        precision: Precision,
+    ) -> Result<Self, StageError> {
+        if named.location.is_some() || context.inputs.contains_key("model") {
+            return Self::load(context, named, precision);
+        }
+        let Some(base) = adapter.base_model(context)? else { return Self::load(context, named, precision) };
+        let named = Named { location: Some(&base.location), revision: base.revision.as_deref() };
+        Self::load(context, named, precision)
     }
 
     /// Refuses tokens that another tokenizer made.
@@ -88,10 +122,13 @@ pub fn has_room(shape: &DecoderShape, name: &str, prompt: usize, longest: usize)
 }
 
 /// Where the model is that the port `model` or the key `model` names, and its name.
-pub fn find(context: &Context<'_>, named: Option<&Location>) -> Result<(PathBuf, String), StageError> {
-    match (context.inputs.get("model"), named) {
+pub fn find(context: &Context<'_>, named: Named<'_>) -> Result<(PathBuf, String), StageError> {
+    match (context.inputs.get("model"), named.location) {
         (Some(artifact), _) => Ok((artifact.path.clone(), artifact.from.clone())),
-        (None, Some(location)) => Ok((place::local(location, "model")?, location.text().to_string())),
+        (None, Some(location)) => {
+            let path = place::local_or_fetched(context, location, &named.reads(), "model")?;
+            Ok((path, location.text().to_string()))
+        }
         (None, None) => Err(StageError::with_help("no model is given", "name one under `with: model`")),
     }
 }

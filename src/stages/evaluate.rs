@@ -31,6 +31,12 @@ pub struct Evaluate {
     /// A folder with an adapter, instead of the port `adapter`.
     #[serde(default)]
     pub adapter: Option<Location>,
+    /// The branch, tag or commit of a model on the Hub.
+    #[serde(default)]
+    pub revision: Option<String>,
+    /// The branch, tag or commit of an adapter on the Hub.
+    #[serde(default)]
+    pub adapter_revision: Option<String>,
     /// The split to score; default: `test` if there is one, else `train`.
     #[serde(default)]
     pub split: Option<String>,
@@ -101,12 +107,11 @@ scores:
     }
 
     fn sources(&self) -> Vec<Source> {
-        prompt::sources(self.model.as_ref(), self.adapter.as_ref())
+        prompt::sources(self.base(), self.prompt())
     }
 
     fn check(&self, inputs: &[&str]) -> Vec<Fault> {
-        let mut faults = prompt::check(self.adapter.as_ref(), inputs);
-        faults.extend(base::check(self.model.as_ref(), inputs));
+        let mut faults = prompt::check(self.base(), self.prompt(), inputs);
         if self.batch_size == 0 {
             faults.push(Fault::new("batch_size", "`batch_size` is at least 1"));
         }
@@ -115,9 +120,9 @@ scores:
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
         let tokens = Tokens::open(&context.input("dataset")?.path)?;
-        let base = Base::load(context, self.model.as_ref(), self.dtype.precision())?;
+        let base = Base::load_for(context, self.base(), self.prompt(), self.dtype.precision())?;
         base.belongs_to(&tokens)?;
-        let prompt = Prompt::load(context, self.adapter.as_ref(), &base)?;
+        let prompt = Prompt::load(context, self.prompt(), &base)?;
         let default = if tokens.has("test") { "test" } else { "train" };
         let split = self.split.as_deref().unwrap_or(default);
         let rows = tokens.rows(split)?;
@@ -183,6 +188,16 @@ struct Judge<'a> {
 }
 
 impl Evaluate {
+    /// What the keys say of the model.
+    fn base(&self) -> base::Named<'_> {
+        base::Named { location: self.model.as_ref(), revision: self.revision.as_deref() }
+    }
+
+    /// What the keys say of the adapter.
+    fn prompt(&self) -> prompt::Named<'_> {
+        prompt::Named { location: self.adapter.as_ref(), revision: self.adapter_revision.as_deref() }
+    }
+
     /// The different targets of all splits with their tokens, sorted; none if there are too many for labels.
     fn labels(&self, tokens: &Tokens) -> Result<Vec<Label>, StageError> {
         let mut found: BTreeMap<String, Vec<u32>> = BTreeMap::new();

@@ -9,6 +9,7 @@ use super::publish::publish;
 use super::training::{Order, Push, Watch, grouped, training_stage};
 use super::{base, place, rows};
 use crate::artifact::tokens::Tokens;
+use crate::hub::{Reads, Want};
 use crate::location::Location;
 use crate::model::config::Config;
 use crate::model::decoder::Keep;
@@ -26,6 +27,9 @@ training_stage! {
         /// The model to begin with: a folder, a .gguf file or a Hub name. Or connect the port `model`, or give `config`.
         #[serde(default)]
         pub model: Option<Location>,
+        /// The branch, tag or commit of a model on the Hub; with `config`, of the tokenizer.
+        #[serde(default)]
+        pub revision: Option<String>,
         /// Begin with fresh weights for a model of this configuration, the keys of a config.json: `model_type`
         /// (`gpt2`, `bloom`, `llama`) and its sizes. What the tokenizer says need not be given.
         #[serde(default)]
@@ -108,11 +112,9 @@ tuned:
     }
 
     fn sources(&self) -> Vec<Source> {
-        let named = [("model", &self.model), ("tokenizer", &self.tokenizer)];
-        let source = |(role, location): (&str, &Option<Location>)| {
-            location.clone().map(|location| Source { role: role.into(), location })
-        };
-        named.into_iter().filter_map(source).chain(self.keys().sources()).collect()
+        let tokenizer = self.tokenizer.clone();
+        let tokenizer = tokenizer.map(|l| Source::repository("tokenizer", l, self.tokenizer_reads()));
+        self.base().source().into_iter().chain(tokenizer).chain(self.keys().sources()).collect()
     }
 
     fn check(&self, inputs: &[&str]) -> Vec<Fault> {
@@ -201,16 +203,29 @@ struct Start {
 }
 
 impl FineTune {
+    /// What the keys say of the model.
+    fn base(&self) -> base::Named<'_> {
+        base::Named { location: self.model.as_ref(), revision: self.revision.as_deref() }
+    }
+
+    /// What of a tokenizer's repository on the Hub is read; beside a model, whose revision it is, the newest.
+    fn tokenizer_reads(&self) -> Reads {
+        let revision = self.revision.clone().filter(|_| self.model.is_none());
+        Reads { want: Want::Tokenizer, revision }
+    }
+
     fn start(&self, context: &Context<'_>) -> Result<Start, StageError> {
         let tokenizer_path = match (context.inputs.get("tokenizer"), &self.tokenizer) {
             (Some(artifact), _) => Some(artifact.path.clone()),
-            (None, Some(location)) => Some(place::local(location, "tokenizer")?),
+            (None, Some(location)) => {
+                Some(place::local_or_fetched(context, location, &self.tokenizer_reads(), "tokenizer")?)
+            }
             (None, None) => None,
         };
         let (tokenizer_path, model) = match &self.config {
             Some(_) => (tokenizer_path.unwrap_or_default(), None),
             None => {
-                let (path, name) = base::find(context, self.model.as_ref())?;
+                let (path, name) = base::find(context, self.base())?;
                 (tokenizer_path.unwrap_or_else(|| path.clone()), Some((path, name)))
             }
         };

@@ -26,6 +26,12 @@ pub struct Generate {
     /// A folder with an adapter, instead of the port `adapter`.
     #[serde(default)]
     pub adapter: Option<Location>,
+    /// The branch, tag or commit of a model on the Hub.
+    #[serde(default)]
+    pub revision: Option<String>,
+    /// The branch, tag or commit of an adapter on the Hub.
+    #[serde(default)]
+    pub adapter_revision: Option<String>,
     /// The texts to continue.
     #[serde(default)]
     pub prompts: Vec<String>,
@@ -170,12 +176,11 @@ answers:
     }
 
     fn sources(&self) -> Vec<Source> {
-        prompt::sources(self.model.as_ref(), self.adapter.as_ref())
+        prompt::sources(self.base(), self.prompt())
     }
 
     fn check(&self, inputs: &[&str]) -> Vec<Fault> {
-        let mut faults = prompt::check(self.adapter.as_ref(), inputs);
-        faults.extend(base::check(self.model.as_ref(), inputs));
+        let mut faults = prompt::check(self.base(), self.prompt(), inputs);
         match (self.prompts.is_empty(), inputs.contains(&"dataset"), &self.column) {
             (true, false, _) => faults.push(
                 Fault::new("", "there is nothing to continue")
@@ -196,8 +201,8 @@ answers:
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
         let texts = self.texts(context)?;
-        let base = Base::load(context, self.model.as_ref(), self.dtype.precision())?;
-        let prompt = Prompt::load(context, self.adapter.as_ref(), &base)?;
+        let base = Base::load_for(context, self.base(), self.prompt(), self.dtype.precision())?;
+        let prompt = Prompt::load(context, self.prompt(), &base)?;
         let rows = base.tokenizer.encode_all(&texts, true)?;
         let limits = self.limits(context, &rows)?;
         let longest = rows.iter().zip(&limits).map(|(ids, new)| ids.len() + new).max().unwrap_or(0);
@@ -275,6 +280,16 @@ fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
 }
 
 impl Generate {
+    /// What the keys say of the model.
+    fn base(&self) -> base::Named<'_> {
+        base::Named { location: self.model.as_ref(), revision: self.revision.as_deref() }
+    }
+
+    /// What the keys say of the adapter.
+    fn prompt(&self) -> prompt::Named<'_> {
+        prompt::Named { location: self.adapter.as_ref(), revision: self.adapter_revision.as_deref() }
+    }
+
     fn check_numbers(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         let positive = |x: f64| x.is_finite() && x > 0.0;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifact::dataset::{DatasetError, DatasetWriter, Feature, SplitWriter, check_split_name};
 use crate::formats::saved::{self, Saved};
 use crate::formats::{self, FormatError, lines};
+use crate::hub::{Reads, Want};
 use crate::location::{Location, Locations, Place};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
 use crate::stages::place;
@@ -64,15 +65,17 @@ tweets:
     }
 
     fn sources(&self) -> Vec<Source> {
-        let path = self.path.iter().map(|p| Source { role: "path".into(), location: p.clone() });
+        let reads =
+            Reads { want: Want::Dataset { config: self.name.clone() }, revision: self.revision.clone() };
+        let path = self.path.iter().map(|p| Source::repository("path", p.clone(), reads.clone()));
         let files = self.files.iter().flat_map(|(split, places)| {
-            places.0.iter().enumerate().map(move |(at, place)| Source {
-                role: if places.0.len() == 1 {
+            places.0.iter().enumerate().map(move |(at, place)| {
+                let role = if places.0.len() == 1 {
                     format!("files.{split}")
                 } else {
                     format!("files.{split}[{at}]")
-                },
-                location: place.clone(),
+                };
+                Source::files(role, place.clone())
             })
         });
         path.chain(files).collect()

@@ -4,17 +4,17 @@
 
 use std::path::PathBuf;
 
+use crate::hub::{HubError, Pin, Reads, RepoName, bytes};
 use crate::location::{Location, Place};
-use crate::stage::StageError;
+use crate::stage::{Context, StageError};
 
-/// The file or folder `location` names; `what` is the word for it in errors (`tokenizer`, `model`).
+/// The file or folder `location` names; `what` is the word for it in errors (`init.file`).
 pub fn local(location: &Location, what: &str) -> Result<PathBuf, StageError> {
     match location.resolve() {
         Place::Local(path) => Ok(path),
         Place::Hub(name) => Err(StageError::with_help(
-            format!("{what}: {name} is a Hub repository, and pipe can't fetch from the Hub yet"),
-            "name a local folder, or run with a profile that needs no network, such as `--profile embedded` \
-             where the manifest has one",
+            format!("{what}: nothing is at {name}, and a name on the Hub is not taken here"),
+            location.advice(),
         )),
         Place::Missing(path) => {
             Err(StageError::with_help(format!("{what}: nothing is at {}", path.display()), location.advice()))
@@ -23,6 +23,39 @@ pub fn local(location: &Location, what: &str) -> Result<PathBuf, StageError> {
             format!("{what}: {pattern} is a pattern, and one file or folder is needed"),
             "write the path without `*`, `?` and `[`",
         )),
+    }
+}
+
+/// The same, or the folder that holds what `reads` wants of the repository `location` names.
+pub fn local_or_fetched(
+    context: &Context<'_>,
+    location: &Location,
+    reads: &Reads,
+    what: &str,
+) -> Result<PathBuf, StageError> {
+    match location.resolve() {
+        Place::Hub(name) => Ok(fetched(context, &name.parse()?, reads)?.0),
+        _ => local(location, what),
+    }
+}
+
+/// The folder with the pinned files of a repository, once all of them are in it.
+pub fn fetched(context: &Context<'_>, name: &RepoName, reads: &Reads) -> Result<(PathBuf, Pin), StageError> {
+    let pin = context.hub.pin(name, reads, context.cancel)?;
+    let tell = |done: u64, total: u64| {
+        let detail = format!("of {name}: {} of {}", bytes(done), bytes(total));
+        context.progress(done, total, "bytes", detail);
+    };
+    let folder = context.hub.fetch(&pin, &tell, context.cancel)?;
+    Ok((folder, pin))
+}
+
+impl From<HubError> for StageError {
+    fn from(error: HubError) -> Self {
+        match error {
+            HubError::Interrupted => Self::Interrupted,
+            other => Self::Failed { help: other.help(), message: other.to_string() },
+        }
     }
 }
 
@@ -46,28 +79,14 @@ mod tests {
     }
 
     #[test]
-    fn a_hub_name_says_what_to_do_without_a_network() {
-        let (message, help) = refusal("bigscience/bloomz-560m");
-        assert_eq!(
-            message,
-            "tokenizer: bigscience/bloomz-560m is a Hub repository, and pipe can't fetch from the Hub yet"
-        );
-        assert_eq!(
-            help,
-            "name a local folder, or run with a profile that needs no network, such as `--profile embedded` \
-             where the manifest has one"
-        );
-    }
-
-    #[test]
     fn a_missing_path_says_where_it_was_looked_for() {
         let (message, help) = refusal("models/smol.gguf");
         assert_eq!(message, "tokenizer: nothing is at /nowhere/models/smol.gguf");
-        assert_eq!(
-            help,
-            "`models/smol.gguf` is looked for in /nowhere: a relative path starts from the manifest's folder, \
-             and one given with --set from the folder the command runs in"
-        );
+        let expected = "`models/smol.gguf` is looked for in /nowhere: a relative path starts from the manifest's \
+                        folder, and one given with --set from the folder the command runs in";
+        assert_eq!(help, expected);
+        let (message, _) = refusal("owner/name");
+        assert_eq!(message, "tokenizer: nothing is at owner/name, and a name on the Hub is not taken here");
     }
 
     #[test]

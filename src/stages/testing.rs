@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use crate::artifact::dataset::Dataset;
+use crate::hub::Hub;
 use crate::secrets::Secrets;
 use crate::stage::{Artifact, ArtifactKind, Cancel, Context, Saying, Stage, StageError};
 
@@ -30,6 +31,7 @@ pub(crate) fn run_with<S: Stage>(
         out,
         unfinished: unfinished.path(),
         device: &device,
+        hub: &Hub::nowhere(),
         say: &say,
         cancel,
         secrets: &secrets,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::dataset::{Batch, Batches, Stored};
 use crate::artifact::tokens::{About, Form, IGNORED, MadeBy, PadTo, Padding, Row, TokensWriter};
+use crate::hub::{Reads, Want};
 use crate::location::{Location, Place};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
 use crate::stages::chat::Chat;
@@ -30,6 +31,9 @@ pub struct Tokenize {
     /// The tokenizer: a Hugging Face folder, a tokenizer.json, a .gguf file or a Hub name. Left out where the
     /// port `tokenizer` or `model` brings one.
     pub tokenizer: Option<Location>,
+    /// The branch, tag or commit of a tokenizer on the Hub.
+    #[serde(default)]
+    pub revision: Option<String>,
     /// What comes before the target and is not learned (labels -100): text with `{column}` placeholders, `{{`
     /// and `}}` for braces; or `{ lines: […], then: … }`: lines joined by a newline and stripped at both ends,
     /// and what follows them.
@@ -133,19 +137,19 @@ impl Stage for Tokenize {
     /// Of a model folder only what the tokenizer is read from: other weights don't change a token.
     fn sources(&self) -> Vec<Source> {
         let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
-        let source = |location| Source { role: "tokenizer".into(), location };
         if let Place::Local(path) = tokenizer.resolve()
             && path.is_dir()
         {
             let text = tokenizer.text().trim_end_matches('/');
             let files: Vec<Source> = Tokenizer::files(&path)
-                .map(|name| source(Location::new(format!("{text}/{name}"), tokenizer.base())))
+                .map(|name| Location::new(format!("{text}/{name}"), tokenizer.base()))
+                .map(|location| Source::files("tokenizer", location))
                 .collect();
             if !files.is_empty() {
                 return files;
             }
         }
-        vec![source(tokenizer.clone())]
+        vec![Source::repository("tokenizer", tokenizer.clone(), self.reads())]
     }
 
     fn check(&self, inputs: &[&str]) -> Vec<Fault> {
@@ -269,10 +273,18 @@ impl Tokenize {
         }
     }
 
+    /// What of a repository on the Hub is read.
+    fn reads(&self) -> Reads {
+        Reads { want: Want::Tokenizer, revision: self.revision.clone() }
+    }
+
     /// The tokenizer's name as it is written down, and where it is.
     fn tokenizer_at(&self, context: &Context<'_>) -> Result<(String, PathBuf), StageError> {
         match &self.tokenizer {
-            Some(location) => Ok((location.text().to_owned(), place::local(location, "tokenizer")?)),
+            Some(location) => {
+                let path = place::local_or_fetched(context, location, &self.reads(), "tokenizer")?;
+                Ok((location.text().to_owned(), path))
+            }
             None => {
                 let port = BRING_TOKENIZER.into_iter().find(|port| context.inputs.contains_key(*port));
                 let port = port.unwrap_or("tokenizer");
@@ -616,6 +628,7 @@ mod tests {
                 out: &self.path("out"),
                 unfinished: &self.path("unfinished"),
                 device: &candle_core::Device::Cpu,
+                hub: &crate::hub::Hub::nowhere(),
                 say: &say,
                 cancel: &self.cancel,
                 secrets: &Secrets::default(),

@@ -23,6 +23,9 @@ training_stage! {
         /// The frozen model: a folder, a .gguf file or a Hub name. Or connect the port `model`.
         #[serde(default)]
         pub model: Option<Location>,
+        /// The branch, tag or commit of a model on the Hub.
+        #[serde(default)]
+        pub revision: Option<String>,
         /// What the adapter remembers as the name of its base model; default: `model` as written.
         #[serde(default)]
         pub base_model: Option<String>,
@@ -123,9 +126,9 @@ prompt:
     }
 
     fn sources(&self) -> Vec<Source> {
-        let model = self.model.iter().map(|l| Source { role: "model".into(), location: l.clone() });
+        let model = self.base().source().into_iter();
         let file = match &self.init {
-            Init::File(l) => Some(Source { role: "init.file".into(), location: l.clone() }),
+            Init::File(l) => Some(Source::files("init.file", l.clone())),
             _ => None,
         };
         model.chain(file).chain(self.keys().sources()).collect()
@@ -153,7 +156,7 @@ prompt:
         let token_rows = tokens.rows(keys.split)?;
         rows::has_labels(&token_rows, keys.split)?;
         let eval = keys.eval_rows(&tokens)?;
-        let base = Base::load(context, self.model.as_ref(), self.dtype.precision())?;
+        let base = Base::load(context, self.base(), self.dtype.precision())?;
         base.belongs_to(&tokens)?;
         let start = self.start(&base)?;
         let virtual_tokens = start.dims().first().copied().unwrap_or_default();
@@ -192,9 +195,15 @@ prompt:
 }
 
 impl TrainSoftPrompt {
+    /// What the keys say of the model.
+    fn base(&self) -> base::Named<'_> {
+        base::Named { location: self.model.as_ref(), revision: self.revision.as_deref() }
+    }
+
     fn adapter_config(&self, base: &Base, virtual_tokens: usize) -> AdapterConfig {
         let name = self.base_model.as_ref().unwrap_or(&base.name);
         let mut config = AdapterConfig::prompt_tuning(name, virtual_tokens, base.model.shape());
+        config.revision = self.revision.clone();
         match &self.init {
             Init::Text(text) => {
                 config.prompt_tuning_init = Some("TEXT".into());

@@ -340,7 +340,7 @@ impl Keys<'_> {
 
     /// What they read from outside.
     pub fn sources(&self) -> impl Iterator<Item = Source> {
-        let source = |location: &Location| Source { role: "resume_from".into(), location: location.clone() };
+        let source = |location: &Location| Source::files("resume_from", location.clone());
         self.resume_from.map(source).into_iter()
     }
 
