@@ -74,7 +74,8 @@ pub fn api(hub: &Hub, request: &Request, kind: Kind, id: &str, rest: &[&str]) ->
                 Some(paths) => paths.iter().filter_map(Value::as_str).collect(),
                 None => in_form(),
             };
-            let expand = body["expand"] == true || form.contains(&("expand".into(), "True".into()));
+            let expand = body["expand"] == true
+                || form.iter().any(|(name, value)| name == "expand" && value == "true");
             let entries: Vec<Value> =
                 paths.iter().filter_map(|path| entry(hub, commit, path.trim_matches('/'), expand)).collect();
             Ok(Reply::json(200, &entries.into()))
@@ -148,7 +149,7 @@ fn listing(hub: &Hub, request: &Request, commit: &Commit, path: &str) -> Answer 
     if !commit.folders.contains_key(path) {
         return Err(refuse(404, "EntryNotFound", &format!("{path} does not exist on \"{}\"", commit.id)));
     }
-    let is_yes = |name| request.query(name).is_some_and(|value| matches!(value, "true" | "True" | "1"));
+    let is_yes = |name| request.query(name) == Some("true");
     let (recursive, expand) = (is_yes("recursive"), is_yes("expand"));
     let start = if path.is_empty() { String::new() } else { format!("{path}/") };
     let mut paths: Vec<&String> = commit.folders.keys().chain(commit.files.keys()).collect();
