@@ -11,6 +11,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, LINK, RANGE, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 use serde::de::DeserializeOwned;
 
+use super::bytes;
 use super::error::HubError;
 use super::repo::{Commit, FileDigest, RemoteFile, RepoKind, RepoName, is_safe_path};
 use super::settings::Settings;
@@ -30,6 +31,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 /// No honest answer about a repository is longer, a page of a listing (1,000 files) least of all.
 const LARGEST_ANSWER: usize = 16 << 20;
+
+/// No file of the Hub is larger: it takes none above half of this.
+const LARGEST_FILE: u64 = 1_000_000_000_000;
 
 /// Repositories with more files are not read.
 const MOST_FILES: usize = 100_000;
@@ -154,6 +158,9 @@ impl Api {
                         "a file is called {:?}, which leaves the folder it is put into",
                         entry.path
                     )));
+                }
+                if entry.size > LARGEST_FILE {
+                    return Err(answer(format!("{} is said to have {}", entry.path, bytes(entry.size))));
                 }
                 let digits = entry.lfs.map_or(entry.oid, |lfs| lfs.oid);
                 let digest = FileDigest::from_hex(&digits);

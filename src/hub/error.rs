@@ -112,6 +112,12 @@ pub enum HubError {
     Interrupted,
 }
 
+/// Whether the disk, or what this user may take of it, is used up.
+fn is_full(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 impl HubError {
     /// What to do about it, where that is known.
     pub fn help(&self) -> Option<String> {
@@ -140,7 +146,7 @@ impl HubError {
             Self::NotLocked { .. } => Some("run once without --locked and keep the lock under version control".into()),
             Self::Lock(_) => Some("restore it from version control, or delete it and run again".into()),
             Self::Room { .. } => Some("make room, or move the cache with HF_HUB_CACHE".into()),
-            Self::Disk { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Some(
+            Self::Disk { source, .. } if is_full(source.kind()) => Some(
                 "make room, or move the cache with HF_HUB_CACHE, and run again: what has come so far is kept".into(),
             ),
             Self::Disk { .. } => None,
