@@ -5,6 +5,7 @@
 
   one/          a Dataset in three shards
   splits/       a DatasetDict: train in two shards, test in one
+  labelled.parquet   three rows with a class label, as `to_parquet` writes them
   split.jsonl   the rows of each, as `to_json` writes them (splits.SPLIT.jsonl, one.jsonl)
 """
 import os, shutil
@@ -40,3 +41,5 @@ splits.save_to_disk(f"{OUT}/splits", num_shards=dict(train=2, test=1))
 one.to_json(f"{OUT}/one.jsonl", force_ascii=False)
 for name, split in splits.items():
     split.with_format(None).to_json(f"{OUT}/splits.{name}.jsonl", force_ascii=False)
+labels = Features({"text": FEATURES["text"], "label": FEATURES["label"]})
+Dataset.from_dict(dict(text=["a", "b", "c"], label=[1, 2, 1]), features=labels).to_parquet(f"{OUT}/labelled.parquet")

@@ -107,7 +107,7 @@ pub enum DatasetError {
 }
 
 /// `, did you mean …?` where one of the names is close.
-fn nearest(name: &str, have: &[String]) -> String {
+pub(crate) fn nearest(name: &str, have: &[String]) -> String {
     have.iter()
         .map(|h| (strsim::jaro_winkler(&name.to_lowercase(), &h.to_lowercase()), h))
         .filter(|(closeness, _)| *closeness > 0.8)

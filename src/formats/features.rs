@@ -74,9 +74,10 @@ pub fn beside(folder: &Path, config: Option<&str>) -> Result<BTreeMap<String, Fe
     let mut infos: BTreeMap<String, Info> = serde_json::from_str(&text?)
         .map_err(|e| broken(&folder.join("dataset_infos.json"), e.to_string()))?;
     let info = match config {
-        Some(config) => infos.remove(config),
-        None if infos.len() == 1 => infos.pop_first().map(|(_, info)| info),
-        None => None,
+        Some(config) if infos.contains_key(config) => infos.remove(config),
+        // Old versions named the only one after the dataset.
+        None | Some("default") if infos.len() == 1 => infos.pop_first().map(|(_, info)| info),
+        _ => None,
     };
     Ok(info.map(Info::features).unwrap_or_default())
 }

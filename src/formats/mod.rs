@@ -8,7 +8,10 @@ mod csv;
 mod features;
 mod json;
 pub mod lines;
+pub mod pattern;
 pub mod saved;
+pub mod splits;
+pub mod stack;
 mod typing;
 
 use std::collections::BTreeMap;

@@ -4,6 +4,7 @@
 
 mod api;
 mod cache;
+pub mod dataset;
 mod download;
 pub mod error;
 pub mod lock;
@@ -27,10 +28,8 @@ pub use settings::{Network, Settings, Token};
 use crate::stage::Cancel;
 use api::{Api, MAIN};
 use cache::Folder;
+use dataset::{CONVERTED, Card, DataFiles, FindError, Finding, Layout, Repository};
 use download::Watch;
-
-/// Where the Hub keeps parquet files of datasets that are stored in other ways.
-const CONVERTED: &str = "refs/convert/parquet";
 
 /// A text that is read before anything is downloaded (a card, an index, a configuration) is not longer.
 const LONGEST_TEXT: u64 = 32 << 20;
@@ -254,20 +253,57 @@ impl Hub {
         };
         let listing = self.listing(repo, &commit, cancel)?;
         let mut read = |file: &RemoteFile| self.read_file(repo, &commit, file, cancel);
+        let layout = if branch.is_some() { Layout::Converted } else { Layout::Repository };
         let files = match &reads.want {
-            Want::Model => model::model(&repo.name, &listing, &mut read),
-            Want::Tokenizer => model::tokenizer(&repo.name, &listing),
-            Want::Adapter => model::adapter(&repo.name, &listing),
-            Want::Dataset { config } => Ok(Vec::new()),
+            Want::Model => model::model(&repo.name, &listing, &mut read).map(Found::Files),
+            Want::Tokenizer => model::tokenizer(&repo.name, &listing).map(Found::Files),
+            Want::Adapter => model::adapter(&repo.name, &listing).map(Found::Files),
+            Want::Dataset { config } => rows_in(repo, layout, &listing, config.as_deref(), &mut read),
         };
-        let files = files.map_err(|error| match self.settings.network {
-            // What is here may be no more than a part of what the Hub has.
+        let files = match files {
+            Ok(Found::Files(files)) => Ok(files),
+            Ok(Found::Converted { why, card, config }) => {
+                return self.resolve_converted(repo, &why, &card, config.as_deref(), cancel);
+            }
+            Err(error) => Err(error),
+        };
+        let files = files.map_err(|error| self.in_view_of_the_network(error, repo, &commit))?;
+        Ok(Pin { repo: repo.clone(), branch, commit, files })
+    }
+
+    /// The rows of a dataset that is kept in a way that can't be read, as the Hub has converted them.
+    fn resolve_converted(
+        &self,
+        repo: &Repo,
+        why: &str,
+        card: &Card,
+        config: Option<&str>,
+        cancel: &Cancel,
+    ) -> Result<Pin, HubError> {
+        let commit = self.commit(repo, CONVERTED, cancel).map_err(|error| match error {
+            HubError::NotFound { .. } => HubError::Unusable {
+                repo: repo.name.clone(),
+                reason: format!("{why}, and the Hub has no parquet files of it at {CONVERTED}"),
+                help: "download the data by other means and name the files under `path`".into(),
+            },
+            other => other,
+        })?;
+        let listing = self.listing(repo, &commit, cancel)?;
+        let found = dataset::find_converted(&paths(&listing), card, config)
+            .map_err(|error| refused(repo, &error))
+            .map_err(|error| self.in_view_of_the_network(error, repo, &commit))?;
+        let files = chosen(&listing, &found.needed);
+        Ok(Pin { repo: repo.clone(), branch: Some(CONVERTED.into()), commit, files })
+    }
+
+    /// What is here may be no more than a part of what the Hub has.
+    fn in_view_of_the_network(&self, error: HubError, repo: &Repo, commit: &Commit) -> HubError {
+        match self.settings.network {
             Network::Offline => {
                 HubError::Offline { what: format!("{repo} at {} as a whole", commit.short()) }
             }
             Network::Online => error,
-        })?;
-        Ok(Pin { repo: repo.clone(), branch, commit, files })
+        }
     }
 
     fn commit(&self, repo: &Repo, revision: &str, cancel: &Cancel) -> Result<Commit, HubError> {
@@ -322,6 +358,55 @@ impl Hub {
             false => Ok(()),
         }
     }
+}
+
+/// What a repository has of what is wanted.
+enum Found {
+    Files(Vec<RemoteFile>),
+    /// Nothing that can be read: the branch of converted files may have it.
+    Converted {
+        why: String,
+        card: Card,
+        config: Option<String>,
+    },
+}
+
+/// The files of a dataset's configuration.
+fn rows_in(
+    repo: &Repo,
+    layout: Layout,
+    listing: &[RemoteFile],
+    config: Option<&str>,
+    read: &mut dyn FnMut(&RemoteFile) -> Result<Vec<u8>, HubError>,
+) -> Result<Found, HubError> {
+    let paths = paths(listing);
+    let files = |found: DataFiles| Ok(Found::Files(chosen(listing, &found.needed)));
+    let error = |error: FindError| refused(repo, &error);
+    if layout == Layout::Converted {
+        return files(dataset::find_converted(&paths, &Card::default(), config).map_err(error)?);
+    }
+    let card = match listing.iter().find(|file| file.path == dataset::CARD) {
+        Some(file) => Card::parse(&String::from_utf8_lossy(&read(file)?)).map_err(error)?,
+        None => Card::default(),
+    };
+    let repository = Repository { name: Some(repo.name.name()), paths: &paths, card: &card };
+    match dataset::find(&repository, config).map_err(error)? {
+        Finding::Here(found) => files(found),
+        Finding::Elsewhere { why } => Ok(Found::Converted { why, card, config: config.map(str::to_owned) }),
+    }
+}
+
+fn paths(listing: &[RemoteFile]) -> Vec<String> {
+    listing.iter().map(|file| file.path.clone()).collect()
+}
+
+fn chosen(listing: &[RemoteFile], needed: &[String]) -> Vec<RemoteFile> {
+    listing.iter().filter(|file| needed.contains(&file.path)).cloned().collect()
+}
+
+fn refused(repo: &Repo, error: &FindError) -> HubError {
+    let help = error.help().unwrap_or_else(|| "take another `revision`".into());
+    HubError::Unusable { repo: repo.name.clone(), reason: error.to_string(), help }
 }
 
 /// Missing files, for one line.

@@ -1,23 +1,24 @@
 //! `load_dataset`: rows from files into a dataset.
 //!
-//! Knows which files make up which split; how a file is read is `formats`' matter. Text files go through a
+//! Which files make up which split is `data_files`' matter, how a file is read `formats`'. Text files go through a
 //! piece at a time, all others are held in memory.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use polars::prelude::{DataFrame, DataType, Schema, Series};
+use polars::prelude::{DataFrame, Schema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::dataset::{DatasetError, DatasetWriter, Feature, SplitWriter, check_split_name};
-use crate::formats::saved::{self, Saved};
+use crate::formats::stack::{below, spelled};
 use crate::formats::{self, FormatError, lines};
+use crate::hub::dataset::Layout;
 use crate::hub::{Reads, Want};
 use crate::location::{Location, Locations, Place};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
+use crate::stages::data_files::{self, Part, Parts};
 use crate::stages::place;
 use crate::stages::slice::Selection;
 
@@ -26,19 +27,23 @@ use crate::stages::slice::Selection;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadDataset {
-    /// A file, a folder, a glob, or a dataset's name on the Hub. A lone file becomes the split `train`; of
-    /// several, those with `train`, `test` or `validation` (or `dev`, `valid`, `val`, `eval`) as a word of
-    /// their name or folder make up that split, or all of them `train` where none has; .txt files count only
-    /// where there are no others. A folder of `save_to_disk` has its own splits; one without a name is `train`.
+    /// A file, a folder, a glob, or a dataset's name on the Hub. A lone file becomes the split `train`. Of several,
+    /// names tell the splits as they do in Python's `datasets`: those of shards (`data/train-00000-of-00003.parquet`),
+    /// else those of folders, else those of files with `train`, `test` or `validation` (or `dev`, `val`, `eval` and
+    /// the like) as a word; all of them are `train` where none has. Of files in several formats, a split is those of
+    /// the format that most are in; .txt files count only where there are no others. A folder with a dataset's card
+    /// (README.md with `configs`), such as a clone, has the splits that the card names. A folder of `save_to_disk`
+    /// has its own splits; one without a name is `train`.
     #[serde(default)]
     pub path: Option<Location>,
     /// Instead of `path`: the file, folder or glob of each split, or a list of these.
     #[serde(default)]
     pub files: BTreeMap<String, Locations>,
-    /// The configuration of a Hub dataset that has several (`twitter_complaints`).
+    /// The configuration of a dataset that has several (`twitter_complaints`), on the Hub or in a folder with a card.
+    /// Without it the only one is taken, or the one that the card calls the default.
     #[serde(default)]
     pub name: Option<String>,
-    /// The branch, tag or commit of a Hub dataset.
+    /// The branch, tag or commit of a Hub dataset; its main branch without it.
     #[serde(default)]
     pub revision: Option<String>,
     /// Keeps this split only, or rows of it, as `datasets` writes them: `train`, `train[:5000]`, `train[10%:]`,
@@ -49,7 +54,7 @@ pub struct LoadDataset {
 
 impl Stage for LoadDataset {
     const KIND: &'static str = "load_dataset";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const LANE: Lane = Lane::Cpu;
     const ABOUT: &'static str = "Reads csv, json, parquet, Arrow or text files into a dataset.";
     const EXAMPLE: &'static str = "\
@@ -65,9 +70,7 @@ tweets:
     }
 
     fn sources(&self) -> Vec<Source> {
-        let reads =
-            Reads { want: Want::Dataset { config: self.name.clone() }, revision: self.revision.clone() };
-        let path = self.path.iter().map(|p| Source::repository("path", p.clone(), reads.clone()));
+        let path = self.path.iter().map(|p| Source::repository("path", p.clone(), self.reads()));
         let files = self.files.iter().flat_map(|(split, places)| {
             places.0.iter().enumerate().map(move |(at, place)| {
                 let role = if places.0.len() == 1 {
@@ -113,7 +116,7 @@ tweets:
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
         let selection =
             self.split.as_deref().map(Selection::parse).transpose().map_err(StageError::failed)?;
-        let parts = self.find_files(context)?;
+        let Parts { parts, features: beside } = self.find_files(context)?;
         let have = || parts.iter().map(|part| part.split.clone()).collect();
         for slice in selection.iter().flat_map(|selection| &selection.slices) {
             if parts.iter().all(|part| part.split != slice.split) {
@@ -129,7 +132,7 @@ tweets:
         for part in parts.iter().filter(wanted) {
             read.push((part.split.as_str(), Rows::read(part, context, &mut features)?));
         }
-        features.extend(self.features_beside()?);
+        features.extend(beside);
 
         let mut writer = DatasetWriter::create(context.out);
         match &selection {
@@ -153,74 +156,26 @@ tweets:
     }
 }
 
-/// The files of one split.
-struct Part {
-    split: String,
-    /// Sorted, or as the dataset that they are of lists them.
-    paths: Vec<PathBuf>,
-    /// The folders that they were saved to, which describe the columns.
-    folders: Vec<PathBuf>,
-}
-
 impl LoadDataset {
-    /// The files of each split, splits in their order.
-    fn find_files(&self, context: &Context<'_>) -> Result<Vec<Part>, StageError> {
-        let Some(path) = &self.path else {
-            let mut parts = Vec::new();
-            for (split, places) in &self.files {
-                let mut part = Part { split: split.clone(), paths: Vec::new(), folders: Vec::new() };
-                for place in &places.0 {
-                    match saved_at(place)?.as_slice() {
-                        [] => part.paths.extend(files_at(place)?.paths),
-                        [one] => {
-                            part.paths.extend_from_slice(&one.shards);
-                            part.folders.push(one.folder.clone());
-                        }
-                        many => {
-                            let have: Vec<_> = many.iter().filter_map(|s| s.split.as_deref()).collect();
-                            return Err(StageError::with_help(
-                                format!("dataset: {place} has several splits: {}", have.join(", ")),
-                                format!("name the folder of one, such as {place}/{}", have[0]),
-                            ));
-                        }
-                    }
-                }
-                parts.push(part);
-            }
-            parts.sort_by_key(|part| rank(&part.split));
-            return Ok(parts);
-        };
-        if !matches!(path.resolve(), Place::Hub(_)) {
-            for (key, value) in [("name", &self.name), ("revision", &self.revision)] {
-                if value.is_some() {
-                    context.note(format!("`{key}` is for datasets on the Hub; {path} is local"));
-                }
-            }
-        }
-        let saved = saved_at(path)?;
-        if !saved.is_empty() {
-            let part = |saved: Saved| Part {
-                split: saved.split.unwrap_or_else(|| "train".into()),
-                paths: saved.shards,
-                folders: vec![saved.folder],
-            };
-            return Ok(saved.into_iter().map(part).collect());
-        }
-        let found = files_at(path)?;
-        let splits = match found.lone {
-            true => vec![("train".into(), found.paths)],
-            false => by_split(found, context),
-        };
-        Ok(splits.into_iter().map(|(split, paths)| Part { split, paths, folders: Vec::new() }).collect())
+    /// What of a repository on the Hub is read.
+    fn reads(&self) -> Reads {
+        Reads { want: Want::Dataset { config: self.name.clone() }, revision: self.revision.clone() }
     }
 
-    /// What an info file in the folder says of the columns.
-    fn features_beside(&self) -> Result<BTreeMap<String, Feature>, StageError> {
-        match self.path.as_ref().map(Location::resolve) {
-            Some(Place::Local(folder)) if folder.is_dir() => {
-                Ok(formats::beside(&folder, self.name.as_deref())?)
+    /// The files of each split, splits in their order.
+    fn find_files(&self, context: &Context<'_>) -> Result<Parts, StageError> {
+        let Some(path) = &self.path else { return data_files::named(&self.files) };
+        if self.revision.is_some() && !matches!(path.resolve(), Place::Hub(_)) {
+            context.note(format!("`revision` is for datasets on the Hub; {path} is local"));
+        }
+        match path.resolve() {
+            Place::Hub(name) => {
+                let (folder, pin) = place::fetched(context, &name.parse()?, &self.reads())?;
+                let layout = if pin.branch.is_some() { Layout::Converted } else { Layout::Repository };
+                let paths: Vec<String> = pin.files.into_iter().map(|file| file.path).collect();
+                data_files::fetched(&folder, layout, &paths, self.name.as_deref(), context)
             }
-            _ => Ok(BTreeMap::new()),
+            _ => data_files::at(path, self.name.as_deref(), context),
         }
     }
 }
@@ -340,125 +295,6 @@ impl From<FormatError> for StageError {
     }
 }
 
-/// The files that a place stands for.
-struct Found {
-    /// The folder that all of them are in.
-    root: PathBuf,
-    /// Sorted.
-    paths: Vec<PathBuf>,
-    /// Whether the place names one file.
-    lone: bool,
-}
-
-/// The datasets that `save_to_disk` wrote into a folder; none where the place is something else.
-fn saved_at(location: &Location) -> Result<Vec<Saved>, StageError> {
-    match location.resolve() {
-        Place::Local(folder) if folder.is_dir() => Ok(saved::in_folder(&folder)?),
-        _ => Ok(Vec::new()),
-    }
-}
-
-fn files_at(location: &Location) -> Result<Found, StageError> {
-    if let Place::Glob(pattern) = location.resolve() {
-        return matching(&pattern);
-    }
-    let path = place::local(location, "dataset")?;
-    if !path.is_dir() {
-        return Ok(Found { root: PathBuf::new(), paths: vec![path], lone: true });
-    }
-    let mut paths = Vec::new();
-    walk(&path, &mut paths)?;
-    // Beside data, a .txt file is a note or a licence.
-    if !paths.iter().all(|path| formats::is_text(path)) {
-        paths.retain(|path| !formats::is_text(path));
-    }
-    if paths.is_empty() {
-        return Err(StageError::with_help(
-            format!("dataset: no file in {} can be read", path.display()),
-            format!("files are taken by their ending: {}", formats::ENDINGS.join(", ")),
-        ));
-    }
-    paths.sort();
-    Ok(Found { root: path, paths, lone: false })
-}
-
-fn matching(pattern: &str) -> Result<Found, StageError> {
-    let wrong = |e: &dyn std::fmt::Display| StageError::failed(format!("dataset: {pattern}: {e}"));
-    let mut paths = Vec::new();
-    for path in glob::glob(pattern).map_err(|e| wrong(&e))? {
-        let path = path.map_err(|e| wrong(&e))?;
-        if path.is_file() {
-            paths.push(path);
-        }
-    }
-    if paths.is_empty() {
-        return Err(StageError::failed(format!("dataset: no file matches {pattern}")));
-    }
-    paths.sort();
-    // Only the part with `*`, `?` or `[` and what follows tells files apart.
-    let fixed = pattern.split(['*', '?', '[']).next().unwrap_or_default();
-    let root = fixed.rfind('/').map_or(PathBuf::new(), |end| PathBuf::from(&fixed[..end]));
-    Ok(Found { root, paths, lone: false })
-}
-
-/// Every readable data file below a folder; hidden ones and those that describe the dataset are none.
-fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), StageError> {
-    let io = |e: &std::io::Error| StageError::io(folder, e);
-    for entry in fs::read_dir(folder).map_err(|e| io(&e))? {
-        let path = entry.map_err(|e| io(&e))?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with('.') || formats::INFO_FILES.contains(&name.as_str()) {
-            continue;
-        }
-        if path.is_dir() {
-            walk(&path, found)?;
-        } else if formats::is_known(&path) {
-            found.push(path);
-        }
-    }
-    Ok(())
-}
-
-/// The words that name a split in a file's or folder's name, as Hugging Face `datasets` reads them.
-const SPLIT_WORDS: &[(&str, &[&str])] = &[
-    ("train", &["train", "training"]),
-    ("validation", &["validation", "valid", "dev", "val"]),
-    ("test", &["test", "testing", "eval", "evaluation"]),
-];
-
-/// `train`, `validation`, `test`, then any other.
-fn rank(split: &str) -> usize {
-    SPLIT_WORDS.iter().position(|(name, _)| *name == split).unwrap_or(SPLIT_WORDS.len())
-}
-
-/// The split that a path's words name; a file's own name counts before its folders'.
-fn split_word(path: &Path) -> Option<&'static str> {
-    path.iter().rev().find_map(|part| {
-        let part = part.to_string_lossy().to_lowercase();
-        part.split(|c: char| !c.is_alphanumeric()).find_map(|word| {
-            SPLIT_WORDS.iter().find(|(_, words)| words.contains(&word)).map(|(name, _)| *name)
-        })
-    })
-}
-
-fn by_split(found: Found, context: &Context<'_>) -> Vec<(String, Vec<PathBuf>)> {
-    let mut splits: BTreeMap<usize, (String, Vec<PathBuf>)> = BTreeMap::new();
-    let mut others = Vec::new();
-    for path in found.paths {
-        match split_word(path.strip_prefix(&found.root).unwrap_or(&path)) {
-            Some(split) => splits.entry(rank(split)).or_insert((split.into(), Vec::new())).1.push(path),
-            None => others.push(path),
-        }
-    }
-    if splits.is_empty() {
-        return vec![("train".into(), others)];
-    }
-    for path in others {
-        context.warn(format!("{} is left out: its name tells no split, others' do", path.display()));
-    }
-    splits.into_values().collect()
-}
-
 /// Reads the files of one split, one below the other.
 fn read_all(
     paths: &[PathBuf],
@@ -505,56 +341,10 @@ fn with_others(error: FormatError, broken: &Path, paths: &[PathBuf]) -> StageErr
     StageError::with_help(error.to_string(), help)
 }
 
-/// Puts one file's rows below another's. The reason why not is to be followed by the other file's name.
-fn below(mut above: DataFrame, mut rows: DataFrame) -> Result<DataFrame, String> {
-    let names = above.get_column_names_owned();
-    if let Some(extra) = rows.get_column_names().into_iter().find(|n| !names.contains(n)) {
-        return Err(format!("column `{extra}` is not in"));
-    }
-    let mut columns = Vec::with_capacity(names.len());
-    for name in &names {
-        let Ok(lower) = rows.column(name) else { return Err(format!("has no column `{name}`, as has")) };
-        let upper = above.column(name).map_err(|e| e.to_string())?;
-        let (upper_type, lower_type) = (upper.dtype().clone(), lower.dtype().clone());
-        let common = match (&upper_type, &lower_type) {
-            (a, b) if a == b => a.clone(),
-            (DataType::Int64, DataType::Float64) | (DataType::Float64, DataType::Int64) => DataType::Float64,
-            (a, _) if lower.null_count() == lower.len() => a.clone(),
-            (_, b) if upper.null_count() == upper.len() => b.clone(),
-            (a, b) => return Err(format!("column `{name}` is {} here and {} in", spelled(b), spelled(a))),
-        };
-        columns.push((name.clone(), common));
-    }
-    for frame in [&mut above, &mut rows] {
-        let (height, mut fitted) = (frame.height(), Vec::with_capacity(columns.len()));
-        for (name, kind) in &columns {
-            let column = frame.column(name).map_err(|e| e.to_string())?;
-            fitted.push(match column.null_count() == height && column.dtype() != kind {
-                true => Series::full_null(name.clone(), height, kind).into(),
-                false => column.cast(kind).map_err(|e| e.to_string())?,
-            });
-        }
-        *frame = DataFrame::new(height, fitted).map_err(|e| e.to_string())?;
-    }
-    above.vstack_mut(&rows).map_err(|e| e.to_string())?;
-    Ok(above)
-}
-
-/// A type in full, nested ones with what they hold.
-fn spelled(kind: &DataType) -> String {
-    match kind {
-        DataType::List(inner) => format!("list[{}]", spelled(inner)),
-        DataType::Struct(fields) => {
-            let fields: Vec<String> =
-                fields.iter().map(|f| format!("{}: {}", f.name(), spelled(f.dtype()))).collect();
-            format!("struct[{}]", fields.join(", "))
-        }
-        plain => plain.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::artifact::dataset::{Dataset, Split};
     use crate::stage::{Cancel, Saying};
@@ -580,6 +370,12 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let (result, said) = run(stage, out.path(), &Cancel::default());
         (result.map_err(fault).map(|()| Dataset::load(out.path()).unwrap()), said)
+    }
+
+    fn warnings(said: &[Saying]) -> Vec<&str> {
+        said.iter()
+            .filter_map(|s| if let Saying::Warning(text) = s { Some(text.as_str()) } else { None })
+            .collect()
     }
 
     fn shape(dataset: &Dataset) -> Vec<(&str, Vec<String>)> {
@@ -609,12 +405,13 @@ mod tests {
         let dir = folder(&[
             ("README.md", "no data"),
             ("dataset_info.json", r#"{"features": {"a": {"_type": "ClassLabel", "names": ["no", "yes"]}}}"#),
-            ("data/train-00001-of-00002.csv", "a\n2\n"),
-            ("data/train-00000-of-00002.jsonl", "{\"a\": 1}\n"),
-            ("dev/rows.json", "[{\"a\": 3}]"),
+            ("data/train-1.csv", "a\n2\n"),
+            ("data/train-0.csv", "a\n1\n"),
+            ("rows.dev.json", "[{\"a\": 3}]"),
             ("my_test.csv", "a\n4\n"),
             ("notes.csv", "a\n5\n"),
-            (".hidden/train.csv", "a\n6\n"),
+            ("train.json", "[{\"a\": 6}]"),
+            (".hidden/train.csv", "a\n7\n"),
         ]);
         let (result, said) = load(&path(dir.path(), "."));
         let dataset = result.unwrap();
@@ -624,10 +421,23 @@ mod tests {
             [("train", ids(&[1, 2])), ("validation", ids(&[3])), ("test", ids(&[4]))]
         );
         assert_eq!(dataset.class_names("a").unwrap(), ["no", "yes"]);
-        let warned: Vec<_> = said.iter().filter(|s| matches!(s, Saying::Warning(_))).collect();
-        assert_eq!(warned.len(), 1, "{said:?}");
+        assert_eq!(
+            warnings(&said),
+            [
+                "left out: notes.csv; no name of theirs tells a split, as others' do",
+                "left out: train.json; most files of their split are in another format",
+            ]
+        );
         let matched = loaded(&path(dir.path(), "data/*.csv"));
-        assert_eq!(shape(&matched), [("train", ids(&[2]))]);
+        assert_eq!(shape(&matched), [("train", ids(&[1, 2]))]);
+        // What names of folders or shards tell comes before what names of files do.
+        let in_folder = |name: &str| {
+            fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
+            fs::write(dir.path().join(name), "a\n8\n").unwrap();
+            loaded(&path(dir.path(), "."))
+        };
+        assert_eq!(shape(&in_folder("dev/rows.csv")), [("validation", ids(&[8]))]);
+        assert_eq!(shape(&in_folder("data/test-00000-of-00001.csv")), [("test", ids(&[8]))]);
     }
 
     #[test]
@@ -757,7 +567,7 @@ mod tests {
         assert_eq!(refusal(&path(dir.path(), "d")), format!("dataset: no file in {at}/d can be read"));
         assert_eq!(
             refusal(&path(dir.path(), "ought/raft")),
-            "dataset: ought/raft is a Hub repository, and pipe can't fetch from the Hub yet"
+            "dataset ought/raft at revision `main` is not on this machine, and pipe is offline"
         );
     }
 
@@ -782,16 +592,81 @@ mod tests {
     }
 
     #[test]
-    fn the_hubs_keys_are_noted_for_local_files() {
+    fn keys_that_choose_nothing_are_noted() {
         let dir = folder(&[("a.csv", "a\n1\n")]);
-        let stage = LoadDataset { name: Some("tweets".into()), ..path(dir.path(), "a.csv") };
+        let stage = LoadDataset {
+            name: Some("tweets".into()),
+            revision: Some("main".into()),
+            ..path(dir.path(), "a.csv")
+        };
         let (_, said) = load(&stage);
-        assert!(
-            said.iter().any(
-                |s| matches!(s, Saying::Note(n) if n == "`name` is for datasets on the Hub; a.csv is local")
-            ),
-            "{said:?}"
+        let notes: Vec<&str> = said
+            .iter()
+            .filter_map(|s| if let Saying::Note(n) = s { Some(n.as_str()) } else { None })
+            .collect();
+        assert_eq!(
+            notes,
+            [
+                "`revision` is for datasets on the Hub; a.csv is local",
+                "`name` chooses between configurations, and a.csv has none"
+            ]
         );
+    }
+
+    const CARD: &str = "\
+---
+configs:
+- config_name: tweets
+  data_files:
+  - { split: train, path: tweets/part-*.csv }
+  - { split: held_out, path: tweets/rest.csv }
+- config_name: other
+  data_files: other.csv
+dataset_info:
+- config_name: tweets
+  features:
+  - { name: a, dtype: { class_label: { names: { '0': 'no', '1': 'yes' } } } }
+---
+";
+
+    #[test]
+    fn a_clone_has_the_configurations_of_its_card() {
+        let dir = folder(&[
+            ("README.md", CARD),
+            ("tweets/part-0.csv", "a\n1\n"),
+            ("tweets/part-1.csv", "a\n0\n"),
+            ("tweets/rest.csv", "a\n1\n"),
+            ("other.csv", "b\nx\n"),
+        ]);
+        let cells = |cells: &[&str]| cells.iter().map(|c| c.to_string()).collect::<Vec<_>>();
+        let named = |name: &str| LoadDataset { name: Some(name.into()), ..path(dir.path(), ".") };
+        let tweets = loaded(&named("tweets"));
+        assert_eq!(shape(&tweets), [("train", cells(&["1", "0"])), ("held_out", cells(&["1"]))]);
+        assert_eq!(tweets.class_names("a").unwrap(), ["no", "yes"]);
+        assert_eq!(shape(&loaded(&named("other"))), [("train", cells(&["x"]))]);
+        assert_eq!(
+            load(&path(dir.path(), ".")).0.unwrap_err(),
+            (
+                "dataset: the dataset has 2 configurations: `tweets`, `other`".into(),
+                Some("say which, such as `name: tweets`".into())
+            )
+        );
+        assert_eq!(
+            load(&named("tweet")).0.unwrap_err(),
+            (
+                "dataset: no configuration `tweet` (did you mean `tweets`?); there are `tweets`, `other`"
+                    .into(),
+                Some("`name` takes one of these".into())
+            )
+        );
+    }
+
+    #[test]
+    fn a_parquet_file_of_datasets_knows_its_class_names() {
+        let dataset = loaded(&path(Path::new("."), &saved("labelled.parquet")));
+        assert_eq!(dataset.class_names("label").unwrap(), ["Unlabeled", "complaint", "no complaint"]);
+        let column = dataset.splits[0].column("label").unwrap();
+        assert_eq!((column.len(), spelled(column.dtype())), (3, "i64".into()));
     }
 
     /// What `tests/make_saved.py` wrote.

@@ -15,6 +15,7 @@ pub mod transform;
 
 pub mod base;
 pub mod chat;
+pub mod data_files;
 pub mod place;
 pub mod prompt;
 mod publish;

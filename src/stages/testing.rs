@@ -21,12 +21,22 @@ pub(crate) fn run_with<S: Stage>(
     out: &Path,
     cancel: &Cancel,
 ) -> (Result<(), StageError>, Vec<Saying>) {
+    with_context(inputs, out, cancel, |context| stage.run(context))
+}
+
+/// Does some of a stage's work; gives what was said.
+pub(crate) fn with_context<T>(
+    inputs: &BTreeMap<String, Artifact>,
+    out: &Path,
+    cancel: &Cancel,
+    work: impl FnOnce(&Context<'_>) -> T,
+) -> (T, Vec<Saying>) {
     let said = Mutex::new(Vec::new());
     let say = |saying| said.lock().unwrap().push(saying);
     let device = candle_core::Device::Cpu;
     let secrets = Secrets::default();
     let unfinished = tempfile::tempdir().unwrap();
-    let result = stage.run(&Context {
+    let result = work(&Context {
         inputs,
         out,
         unfinished: unfinished.path(),
