@@ -235,7 +235,11 @@ error: model tester/bloom (tokenizer, revision `main`) is not in p.lock, and pip
     assert!(server.requests().is_empty());
 
     let plan = pipe(&project, &server, &["plan", "p.yaml", "--update"]);
-    assert!(plan.stdout.contains("run     tokens  tokenize      tokenizer changed"), "{}", plan.stdout);
+    assert!(
+        plan.stdout.contains("run     tokens  tokenize      the content of `tokenizer` changed"),
+        "{}",
+        plan.stdout
+    );
     assert_eq!(project.read("p.lock"), lock);
     let moved = run(&project, &server, 0, &["p.yaml", "--update"]);
     let line = format!("model tester/bloom moves from {} to {}", &old[..8], &new[..8]);
@@ -290,6 +294,18 @@ fn pickled_weights_are_refused_before_anything_runs() {
     let reason = "error: tester/old: its weights are only there as pytorch_model.bin, a pickle, which can run any code \
                   when it is read";
     assert!(ran.stderr.contains(reason), "{}", ran.stderr);
+}
+
+#[test]
+fn an_answer_that_next_to_never_ends_is_given_up() {
+    let (project, server) = (tokenizing(), server());
+    server.fault("GET *tokenizer.json trickle=10");
+    let mut command = command(&project, &server, &["run", "p.yaml"]);
+    let start = std::time::Instant::now();
+    let ran: Ran = command.env("HF_HUB_DOWNLOAD_TIMEOUT", "0.2").output().unwrap().into();
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("next to nothing comes ("), "{}", ran.stderr);
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
 }
 
 /// A broken answer once or twice, after which all is well.
