@@ -420,7 +420,7 @@ fn listed(repo: &Repo, commit: &Commit, files: &[&RemoteFile], total: u64) -> St
 }
 
 /// A number of bytes as people say it.
-pub fn bytes(n: u64) -> String {
+fn bytes(n: u64) -> String {
     match n {
         0..1_000 => format!("{n} bytes"),
         1_000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),

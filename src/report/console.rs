@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{DecimalBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{number, seconds};
 use crate::event::{Event, Listen, RunRecord, RunStatus, StageRecord, Status};
@@ -103,10 +103,16 @@ impl Default for Console {
     }
 }
 
+/// The unit of downloads, which is shown as people say it.
+const BYTES: &str = "bytes";
+
 /// With an end in sight: a bar and the time that is left; else only what is being done.
-fn style(total: u64) -> ProgressStyle {
-    let template = match total {
-        0 => "  {prefix} {wide_msg}",
+fn style(total: u64, unit: &str) -> ProgressStyle {
+    let template = match (total, unit) {
+        (0, _) => "  {prefix} {wide_msg}",
+        (_, BYTES) => {
+            "  {prefix} {bar:16} {decimal_bytes}/{decimal_total_bytes} · {decimal_bytes_per_sec} · {eta} left · {wide_msg}"
+        }
         _ => "  {prefix} {bar:16} {pos}/{len} · {eta} left · {wide_msg}",
     };
     ProgressStyle::with_template(template)
@@ -152,14 +158,21 @@ impl Listen for Console {
                 let Some(running) = state.running.get_mut(stage) else { return };
                 if self.bars.is_some() {
                     let bar = running.bar.get_or_insert_with(|| self.bar());
-                    bar.set_style(style(*total));
+                    bar.set_style(style(*total, unit));
                     bar.set_prefix(stage.clone());
                     bar.set_length(*total);
                     bar.set_position(*done);
-                    bar.set_message(format!("{unit} {detail}"));
+                    bar.set_message(match *unit {
+                        BYTES => detail.clone(),
+                        unit => format!("{unit} {detail}"),
+                    });
                 } else if running.said.elapsed() >= PLAIN_EVERY {
                     running.said = Instant::now();
-                    self.line(&format!("  {:<11} {stage:<w$}  {done}/{total} {unit} {detail}", "…"));
+                    let far = match *unit {
+                        BYTES => format!("{}/{}", DecimalBytes(*done), DecimalBytes(*total)),
+                        unit => format!("{done}/{total} {unit}"),
+                    };
+                    self.line(&format!("  {:<11} {stage:<w$}  {far} {detail}", "…"));
                 }
             }
             Event::StageNote { stage, text } => {

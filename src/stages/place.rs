@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use crate::hub::{HubError, Pin, Reads, RepoName, bytes};
+use crate::hub::{HubError, Pin, Reads, RepoName};
 use crate::location::{Location, Place};
 use crate::stage::{Context, StageError};
 
@@ -42,9 +42,10 @@ pub fn local_or_fetched(
 /// The folder with the pinned files of a repository, once all of them are in it.
 pub fn fetched(context: &Context<'_>, name: &RepoName, reads: &Reads) -> Result<(PathBuf, Pin), StageError> {
     let pin = context.hub.pin(name, reads, context.cancel)?;
+    let branch = pin.branch.as_ref().map(|branch| format!(", converted ({branch})")).unwrap_or_default();
+    context.note(format!("{} at {}{branch}", pin.repo, pin.commit.short()));
     let tell = |done: u64, total: u64| {
-        let detail = format!("of {name}: {} of {}", bytes(done), bytes(total));
-        context.progress(done, total, "bytes", detail);
+        context.progress(done, total, "bytes", format!("of {name}"));
     };
     let folder = context.hub.fetch(&pin, &tell, context.cancel)?;
     Ok((folder, pin))
