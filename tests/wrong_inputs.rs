@@ -41,13 +41,6 @@ fn a_missing_file_by_set() {
 }
 
 #[test]
-fn a_name_on_the_hub() {
-    let project = Project::tweets();
-    project.edit("tweets.yaml", "path: data", "path: ought/raft");
-    says("hub_dataset", &project, 1, &[]);
-}
-
-#[test]
 fn a_csv_with_a_broken_row() {
     let project = Project::tweets();
     project.write("data/train.csv", "Tweet text,ID,Label\nall well,0,2\nwell, and not,1,1\nfine,2,2\n");

@@ -242,7 +242,7 @@ mod tests {
         let mut lock = Lock::read(&path).unwrap();
         lock.save(&path).unwrap();
         assert!(!path.exists());
-        let mut raft = pin("ought/raft", '2', &["null/train: 0.parquet"]);
+        let mut raft = pin("ought/raft", '2', &["null/train-0.parquet"]);
         raft.repo.kind = RepoKind::Dataset;
         raft.branch = Some("refs/convert/parquet".into());
         raft.files[0].digest = FileDigest::Sha256("b".repeat(64));
@@ -285,9 +285,9 @@ repositories:
   commit: \"2222222222222222222222222222222222222222\"
   uses:
     twitter_complaints:
-    - \"null/train: 0.parquet\"
+    - null/train-0.parquet
   files:
-    \"null/train: 0.parquet\":
+    null/train-0.parquet:
       size: 21
       sha256: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
 "
