@@ -227,7 +227,7 @@ def loading():
     assert {name: split.num_rows for name, split in first.items()} == {"train": 3, "test": 1}, first
     assert first["train"].features["label"].names == ["bad", "good"] and first["train"]["text"][:] == ["a", "b", "c"]
     assert load_dataset("ada/messages", "second", split="train")["text"][:] == ["e", "f"]
-    converted = load_dataset("ada/script", "tweets", revision="refs/convert/parquet", split="train")
+    converted = load_dataset("ada/script", data_dir="tweets", revision="refs/convert/parquet", split="train")
     assert converted["text"][:] == ["x", "y"], converted
 
     import torch
@@ -322,6 +322,24 @@ def pushed_by(path):
     return [request for request in requests("storage") if request["target"].startswith(path)]
 
 
+def pulling_by_xet():
+    """What came as chunks goes as chunks, whole and twice the same."""
+    log_there = os.path.join(work, "xet.jsonl")
+    there = HfApi(endpoint=start("--xet", "push-and-pull", "--log", log_there), token=TOKEN)
+    there.create_repo("ada/chunks")
+    content = os.urandom(700_000)
+    for name, part in {"a.bin": content, "b.bin": content[:500_000] + b"other end"}.items():
+        there.upload_file(repo_id="ada/chunks", path_or_fileobj=part, path_in_repo=name)
+        assert read(there.hf_hub_download("ada/chunks", name)) == part
+    folder = there.snapshot_download("ada/chunks", cache_dir=os.path.join(work, "another"))
+    assert read(os.path.join(folder, "a.bin")) == content and sorted(os.listdir(folder))[1:] == ["a.bin", "b.bin"]
+    with open(log_there, encoding="utf-8") as file:
+        storage = [request for request in map(json.loads, file) if request["host"] == "storage"]
+    fetched = [request["target"].split("/")[1] for request in storage if request["method"] == "GET"]
+    assert "cdn" not in fetched and fetched.count("xorb") >= 4, fetched
+    assert TOKEN not in json.dumps(storage)
+
+
 try:
     info = reading()
     trees_are_gits(info)
@@ -332,7 +350,8 @@ try:
     assert len(pushed_by("/lfs/")) == 2 and not pushed_by("/v1/"), requests("storage")
     constants.HF_HUB_DISABLE_XET = False
     pushing("ada/by-xet")
-    assert len(pushed_by("/lfs/")) == 2 and len(pushed_by("/v1/shards")) == 2, requests("storage")
+    assert len(pushed_by("/lfs/")) == 2 and len(pushed_by("/v1/xorbs/")) == 2, requests("storage")
+    pulling_by_xet()
     loading()
     assert TOKEN not in json.dumps(requests("storage"))
     print(f"{len(requests())} requests: the tests' Hub is one to huggingface_hub, datasets, transformers and peft")

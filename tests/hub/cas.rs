@@ -49,10 +49,9 @@ pub fn place(hub: &Hub, hash: &str) -> String {
 
 /// What lets into the store, in the body for `hf-hub`, in the headers for Python.
 pub fn token(hub: &Hub, what: &str) -> Reply {
-    let token = format!("xet_{what}");
-    let reply = Reply::json(200, &json!({ "casUrl": hub.storage, "exp": EXPIRES, "accessToken": token }));
+    let reply = Reply::json(200, &json!({ "casUrl": hub.storage, "exp": EXPIRES, "accessToken": what }));
     let reply = reply.with("X-Xet-Cas-Url", &hub.storage).with("X-Xet-Token-Expiration", EXPIRES);
-    reply.with("X-Xet-Access-Token", token)
+    reply.with("X-Xet-Access-Token", what)
 }
 
 pub fn answer(hub: &Hub, request: &Request, path: &[&str]) -> Answer {
@@ -104,7 +103,7 @@ fn without_token(request: &Request) -> Result<(), Reply> {
 }
 
 fn with_token(request: &Request, what: &str) -> Result<(), Reply> {
-    match request.bearer() == Some(&format!("xet_{what}")) {
+    match request.bearer() == Some(what) {
         true => Ok(()),
         false => Err(refuse(401, "", "this needs a token of its own")),
     }
@@ -163,7 +162,7 @@ fn reconstruction(hub: &Hub, request: &Request, hash: &str) -> Answer {
         if at <= wanted.start || start >= wanted.end {
             continue;
         }
-        offset.get_or_insert(wanted.start - start);
+        offset.get_or_insert_with(|| wanted.start - start);
         let range = json!({ "start": term.first, "end": term.end });
         recipe.push(json!({ "hash": term.xorb, "unpacked_length": term.bytes, "range": range }));
         let chunks = chunks(&cas.xorbs[&term.xorb]).map_err(|reason| refuse(500, "", &reason))?;

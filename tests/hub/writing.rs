@@ -62,7 +62,10 @@ pub fn api(hub: &Hub, request: &Request, kind: Kind, id: &str, rest: &[&str]) ->
     match (request.method.as_str(), rest) {
         ("GET", [what @ ("xet-read-token" | "xet-write-token"), revision @ ..]) => {
             let revision = revision.join("/");
-            repo.at(&revision).ok_or_else(|| no_revision(&revision))?;
+            // On the way to a new pull request there is no revision yet: Python says `None`.
+            if request.query("create_pr").is_none() {
+                repo.at(&revision).ok_or_else(|| no_revision(&revision))?;
+            }
             Ok(cas::token(hub, what))
         }
         ("POST", ["commit", revision @ ..]) => {
