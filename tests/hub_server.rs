@@ -11,7 +11,7 @@ use hf_hub::repository::{CommitOperation, RepoTreeEntry};
 use hf_hub::{HFClient, HFError, HFResult, RepoTypeModel};
 use hub::faults::{ABSURD_SIZE, HOSTILE_NAMES};
 use hub::repos::Kind;
-use hub::{Host, Options, Server};
+use hub::{Host, Options, Server, Xet};
 use serde_json::Value;
 
 const TOKEN: &str = "hf_planted";
@@ -125,43 +125,49 @@ async fn create(client: &HFClient) -> HFResult<String> {
 
 #[test]
 fn hf_hub_pushes_large_files_by_xet() {
-    let (server, weights) = tiny();
-    let cache = tempfile::tempdir().unwrap();
-    let client = client(&server, &cache);
-    let read = |path: &str| server.read(Kind::Model, "ada/pushed", "main", path);
-    run(async {
-        assert_eq!(create(&client).await.unwrap(), format!("{}/ada/pushed", server.endpoint));
-        assert!(matches!(create(&client).await, Err(HFError::Conflict { .. })));
-        assert!(server.with_repo(Kind::Model, "ada/pushed", |repo| repo.private));
-        assert_eq!(push(&client, &weights).await.unwrap(), server.head(Kind::Model, "ada/pushed", "main"));
-        assert_eq!(read("adapter_model.safetensors"), Some(weights.clone()));
-        assert_eq!(read("config.json").as_deref(), Some(&b"{}"[..]));
-        let repo = client.model("ada", "pushed");
-        let file = repo.download_file().filename("adapter_model.safetensors").send().await.unwrap();
-        assert_eq!(std::fs::read(file).unwrap(), weights);
-        let gone = vec![CommitOperation::delete("config.json")];
-        repo.create_commit()
-            .operations(gone.clone())
-            .commit_message("Gone")
-            .create_pr(true)
-            .send()
-            .await
-            .unwrap();
-        assert_eq!(read("config.json").as_deref(), Some(&b"{}"[..]));
-        assert_eq!(server.read(Kind::Model, "ada/pushed", "refs/pr/1", "config.json"), None);
-        repo.create_branch().branch("try").send().await.unwrap();
-        repo.create_commit().operations(gone).commit_message("Gone").revision("try").send().await.unwrap();
-        assert_eq!(server.read(Kind::Model, "ada/pushed", "try", "config.json"), None);
-        assert!(server.read(Kind::Model, "ada/pushed", "try", "adapter_model.safetensors").is_some());
-    });
-    let storage: Vec<_> =
-        server.requests().into_iter().filter(|request| request.host == Host::Storage).collect();
-    assert!(
-        storage
-            .iter()
-            .any(|request| request.target.starts_with("/v1/xorbs/") && request.body >= weights.len())
-    );
-    assert!(!storage.iter().any(|request| request.mentions(TOKEN)));
+    for (xet, comes_from) in [(Xet::Push, "/cdn/"), (Xet::PushAndPull, "/xorb/")] {
+        let server = Server::start(Options { xet, ..Options::default() });
+        let (cache, weights) = (tempfile::tempdir().unwrap(), noise(200_000));
+        let client = client(&server, &cache);
+        let read = |branch, path| server.read(Kind::Model, "ada/pushed", branch, path);
+        run(async {
+            assert_eq!(create(&client).await.unwrap(), format!("{}/ada/pushed", server.endpoint));
+            assert!(matches!(create(&client).await, Err(HFError::Conflict { .. })));
+            assert!(server.with_repo(Kind::Model, "ada/pushed", |repo| repo.private));
+            assert_eq!(
+                push(&client, &weights).await.unwrap(),
+                server.head(Kind::Model, "ada/pushed", "main")
+            );
+            assert_eq!(read("main", "adapter_model.safetensors"), Some(weights.clone()));
+            assert_eq!(read("main", "config.json").as_deref(), Some(&b"{}"[..]));
+            let repo = client.model("ada", "pushed");
+            let file = repo.download_file().filename("adapter_model.safetensors").send().await.unwrap();
+            assert_eq!(std::fs::read(file).unwrap(), weights);
+            let gone = vec![CommitOperation::delete("config.json")];
+            let pull = repo.create_commit().operations(gone.clone()).commit_message("Gone").create_pr(true);
+            let pull = pull.send().await.unwrap().commit_oid.unwrap();
+            assert_eq!(pull, server.head(Kind::Model, "ada/pushed", "refs/pr/1"));
+            assert_eq!(read("refs/pr/1", "config.json"), None);
+            assert!(read("main", "config.json").is_some());
+            repo.create_branch().branch("try").send().await.unwrap();
+            repo.create_commit()
+                .operations(gone)
+                .commit_message("Gone")
+                .revision("try")
+                .send()
+                .await
+                .unwrap();
+            assert_eq!(read("try", "config.json"), None);
+            assert!(
+                read("try", "adapter_model.safetensors").is_some() && read("main", "config.json").is_some()
+            );
+        });
+        let storage: Vec<_> =
+            server.requests().into_iter().filter(|request| request.host == Host::Storage).collect();
+        assert!(storage.iter().any(|r| r.target.starts_with("/v1/xorbs/") && r.body >= weights.len()));
+        assert!(storage.iter().any(|r| r.method == "GET" && r.target.starts_with(comes_from)));
+        assert!(!storage.iter().any(|request| request.mentions(TOKEN)));
+    }
 }
 
 #[test]

@@ -230,6 +230,13 @@ def loading():
     converted = load_dataset("ada/script", data_dir="tweets", revision="refs/convert/parquet", split="train")
     assert converted["text"][:] == ["x", "y"], converted
 
+    # What `datasets` pushes, it loads.
+    from datasets import Dataset
+
+    Dataset.from_dict({"text": ["p", "q"]}).push_to_hub("ada/pushed", token=TOKEN)
+    pushed = load_dataset("ada/pushed", split="train", token=TOKEN)
+    assert pushed["text"][:] == ["p", "q"] and api.dataset_info("ada/pushed").card_data["dataset_info"], pushed
+
     import torch
     from peft import PeftModel, PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -296,6 +303,8 @@ def pushing(repo):
     assert api.model_info(repo).sha == commit.oid
     stale = refused(errors.HfHubHTTPError, api.create_commit, repo, late(), commit_message="x", parent_commit=head)
     assert stale.response.status_code == 412, stale
+    api.create_tag(repo, tag="v1", revision=head)
+    assert api.model_info(repo, revision="v1").sha == head
     api.delete_branch(repo, branch="try/it")
     refused(errors.RevisionNotFoundError, api.model_info, repo, revision="try/it")
 
@@ -316,6 +325,25 @@ def pushing(repo):
     assert api.model_info(repo).sha == commit.oid and "half.txt" not in api.list_repo_files(repo)
     api.delete_repo(repo)
     refused(errors.RepositoryNotFoundError, api.model_info, repo)
+
+
+def resuming():
+    """A connection that breaks off, a server that asks for patience, and one that knows no ranges."""
+    content = os.urandom(900_000)
+    write("models/ada/broken/main/model.bin", content)
+    for faults, ranges in {
+        ("GET /cdn/*model.bin cut=0.3 x1",): ["bytes=270000-"],
+        ("GET /cdn/*model.bin cut=0.3 x1", "GET /cdn/*model.bin no-range x1"): ["bytes=270000-"],
+        ("GET /cdn/*model.bin 429=1 x2",): [],
+    }.items():
+        log_there = os.path.join(work, "broken.jsonl")
+        options = [word for fault in faults for word in ("--fault", fault)]
+        there = HfApi(endpoint=start("--log", log_there, *options), token=TOKEN)
+        shutil.rmtree(os.path.join(constants.HF_HUB_CACHE, "models--ada--broken"), ignore_errors=True)
+        assert read(there.hf_hub_download("ada/broken", "model.bin")) == content
+        with open(log_there, encoding="utf-8") as file:
+            storage = [dict(r["headers"]) for r in map(json.loads, file) if r["host"] == "storage"]
+        assert [h["range"] for h in storage if "range" in h] == ranges and len(storage) > 1, (faults, storage)
 
 
 def pushed_by(path):
@@ -352,6 +380,7 @@ try:
     pushing("ada/by-xet")
     assert len(pushed_by("/lfs/")) == 2 and len(pushed_by("/v1/xorbs/")) == 2, requests("storage")
     pulling_by_xet()
+    resuming()
     loading()
     assert TOKEN not in json.dumps(requests("storage"))
     print(f"{len(requests())} requests: the tests' Hub is one to huggingface_hub, datasets, transformers and peft")

@@ -74,6 +74,7 @@ pub struct Recorded {
     pub target: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
+    /// Bytes of the body.
     pub body: usize,
 }
 
@@ -250,8 +251,9 @@ impl Hub {
             };
             (self.log)(&recorded);
             self.requests.lock().unwrap().push(recorded);
-            let (reply, delivery) = self.reply(request.clone(), host);
-            if !matches!(http::send(&mut out, &request.method, &reply, &delivery, &self.stopped), Ok(true)) {
+            let method = request.method.clone();
+            let (reply, delivery) = self.reply(request, host);
+            if !matches!(http::send(&mut out, &method, &reply, &delivery, &self.stopped), Ok(true)) {
                 let _ = out.shutdown(std::net::Shutdown::Both);
                 return;
             }
