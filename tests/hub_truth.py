@@ -330,6 +330,7 @@ def pushing(repo):
 def resuming():
     """A connection that breaks off, a server that asks for patience, and one that knows no ranges."""
     content = os.urandom(900_000)
+    constants.DOWNLOAD_CHUNK_SIZE = 10_000
     write("models/ada/broken/main/model.bin", content)
     for faults, ranges in {
         ("GET /cdn/*model.bin cut=0.3 x1",): ["bytes=270000-"],

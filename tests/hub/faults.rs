@@ -5,7 +5,8 @@
 //!
 //! - `429`, `429=2` (with `Retry-After: 2`), `500`, `503`, `401`, `403`, `404`: that status instead of an answer
 //! - `drop`: the connection is closed without an answer; `silent`: it is held open without one
-//! - `loop`: a redirect to the same address, for ever; `elsewhere`: a redirect to the same path at the storage host
+//! - `loop`: a redirect to the same address, for ever; `elsewhere`: a redirect to the storage host, which has
+//!   nothing at that path
 //! - `die`: the server answers nothing any more, from this request on; `die-after`: this request still takes effect
 //! - `lost`: the request takes effect, the answer gets lost
 //! - `no-range`: the whole file where a range was asked for
@@ -61,7 +62,8 @@ pub struct Fault {
     method: Option<String>,
     pattern: String,
     what: What,
-    left: u32,
+    /// How often it still happens; without a number, always.
+    left: Option<u32>,
 }
 
 impl FromStr for Fault {
@@ -106,7 +108,7 @@ impl FromStr for Fault {
             },
         };
         let what = what.ok_or_else(|| format!("`{line}`: there is no fault `{}`", words[1]))?;
-        Ok(Self { method, pattern: pattern.into(), what, left: count.unwrap_or(u32::MAX) })
+        Ok(Self { method, pattern: pattern.into(), what, left: count })
     }
 }
 
@@ -133,12 +135,12 @@ impl Faults {
     fn take(&mut self, request: &Request, fits: impl Fn(&What) -> bool) -> Option<What> {
         let path = request.plain_path();
         let fault = self.0.iter_mut().find(|fault| {
-            fault.left > 0
+            fault.left != Some(0)
                 && fits(&fault.what)
                 && fault.method.as_ref().is_none_or(|method| *method == request.method)
                 && matches(&fault.pattern, &path)
         })?;
-        fault.left = fault.left.saturating_sub(u32::from(fault.left != u32::MAX));
+        fault.left = fault.left.map(|left| left - 1);
         Some(fault.what.clone())
     }
 
