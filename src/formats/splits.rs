@@ -139,8 +139,9 @@ fn named(split: &str, words: &[&str], within: &str, data: &[&str]) -> Option<Spl
                 format!("**/*{AROUND}{word}{AROUND}*/**"),
             ];
         }
+        let with_word: Vec<&str> = data.iter().copied().filter(|path| path.contains(word)).collect();
         for pattern in patterns {
-            paths.extend(choose(&pattern, data));
+            paths.extend(choose(&pattern, &with_word));
         }
     }
     (!paths.is_empty()).then(|| SplitFiles { split: split.into(), paths: owned(paths) })
@@ -150,12 +151,12 @@ fn named(split: &str, words: &[&str], within: &str, data: &[&str]) -> Option<Spl
 fn sharded_split(path: &str) -> Option<&str> {
     let name = path.rsplit('/').next()?;
     let digits = |text: &str| text.len() >= 5 && text.as_bytes()[..5].iter().all(u8::is_ascii_digit);
-    let starts = name.match_indices('-').map(|(at, _)| at);
+    let mut starts = name.match_indices('-').map(|(at, _)| at);
     let is_end = |at: &usize| {
         let rest = &name[at + 1..];
         digits(rest) && rest[5..].strip_prefix("-of-").is_some_and(digits)
     };
-    starts.filter(is_end).last().map(|at| &name[..at])
+    starts.rfind(is_end).map(|at| &name[..at])
 }
 
 /// The files that a pattern, or a path, means, of `paths`, which are sorted: hidden files, folders that start with `__` and files that

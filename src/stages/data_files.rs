@@ -66,37 +66,23 @@ pub fn named(files: &BTreeMap<String, Locations>) -> Result<Parts, StageError> {
 
 /// The files that a path on this machine names; `config` chooses between those of a folder with a card.
 pub fn at(path: &Location, config: Option<&str>, context: &Context<'_>) -> Result<Parts, StageError> {
-    let saved = saved_at(path)?;
-    let folder = match path.resolve() {
-        Place::Local(folder) if folder.is_dir() && saved.is_empty() => Some(folder),
-        _ => None,
-    };
-    let card = match &folder {
-        Some(folder) if folder.join(CARD).is_file() => card_of(folder)?,
-        _ => Card::default(),
-    };
-    let has_configs = |folder: &PathBuf| {
-        !card.configs.is_empty() || formats::INFO_FILES.iter().any(|name| folder.join(name).is_file())
-    };
-    if config.is_some() && !folder.as_ref().is_some_and(has_configs) {
-        context.note(format!("`name` chooses between configurations, and {path} has none"));
+    let place = path.resolve();
+    if let Place::Local(folder) = &place
+        && folder.is_dir()
+    {
+        return in_folder(path, folder, config, context);
     }
-    if let Some(folder) = folder {
-        return in_folder(&folder, &card, config, context);
+    if config.is_some() && !matches!(place, Place::Hub(_)) {
+        note_unused(path, context);
     }
-    if !saved.is_empty() {
-        let part = |saved: Saved| Part {
-            split: saved.split.unwrap_or_else(|| "train".into()),
-            paths: saved.shards,
-            folders: vec![saved.folder],
-        };
-        let parts = saved.into_iter().map(part).collect();
-        return Ok(Parts { parts, features: BTreeMap::new() });
+    match place {
+        Place::Glob(pattern) => matched(&pattern, context),
+        _ => Ok(lone_split(vec![place::local(path, "dataset")?])),
     }
-    if let Place::Glob(pattern) = path.resolve() {
-        return matched(&pattern, context);
-    }
-    Ok(lone_split(vec![place::local(path, "dataset")?]))
+}
+
+fn note_unused(path: &Location, context: &Context<'_>) {
+    context.note(format!("`name` chooses between configurations, and {path} has none"));
 }
 
 fn lone_split(paths: Vec<PathBuf>) -> Parts {
@@ -136,22 +122,40 @@ pub fn fetched(
     Ok(parts(found, snapshot, beside, context))
 }
 
-/// The files in a folder: as of a repository, `card` being its README.md. Without configurations in a card,
-/// files that can't be read are passed over, and so are .txt files beside others: those are notes and licences.
+/// The files in a folder: what `save_to_disk` wrote, else as of a repository. Without configurations in a card, files
+/// that can't be read are passed over, and so are .txt files beside others: those are notes and licences.
 fn in_folder(
+    path: &Location,
     folder: &Path,
-    card: &Card,
     asked: Option<&str>,
     context: &Context<'_>,
 ) -> Result<Parts, StageError> {
+    let saved = saved::in_folder(folder)?;
+    let card = match saved.is_empty() && folder.join(CARD).is_file() {
+        true => card_of(folder)?,
+        false => Card::default(),
+    };
     let by_card = !card.configs.is_empty();
+    let described = saved.is_empty() && formats::INFO_FILES.iter().any(|name| folder.join(name).is_file());
+    if asked.is_some() && !by_card && !described {
+        note_unused(path, context);
+    }
+    if !saved.is_empty() {
+        let part = |saved: Saved| Part {
+            split: saved.split.unwrap_or_else(|| "train".into()),
+            paths: saved.shards,
+            folders: vec![saved.folder],
+        };
+        let parts = saved.into_iter().map(part).collect();
+        return Ok(Parts { parts, features: BTreeMap::new() });
+    }
     let mut paths = Vec::new();
     walk(folder, "", &mut paths)?;
     if !by_card {
         keep_data(&mut paths);
     }
     let config = asked.filter(|_| by_card);
-    match dataset::find(&Repository { name: None, paths: &paths, card }, config).map_err(refused)? {
+    match dataset::find(&Repository { name: None, paths: &paths, card: &card }, config).map_err(refused)? {
         Finding::Here(found) => {
             let mut beside = formats::beside(folder, asked)?;
             beside.extend(card.features(asked.unwrap_or("default")));

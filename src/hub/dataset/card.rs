@@ -9,12 +9,15 @@ use serde_saphyr::Error;
 
 use super::FindError;
 use crate::artifact::dataset::Feature;
-use crate::formats::splits;
+use crate::formats::splits::{self, SplitFiles};
 
 /// The largest README.md that is looked at, in bytes. Cards with thousands of configurations fit.
 pub const MAX_CARD: usize = 4 << 20;
 const MAX_DEPTH: usize = 64;
 const MAX_VALUES: usize = 400_000;
+
+/// What is known of columns, by their names.
+type Features = BTreeMap<String, Feature>;
 
 /// What a card says.
 #[derive(Debug, Default)]
@@ -22,7 +25,7 @@ pub struct Card {
     /// The configurations under `configs`, in the card's order.
     pub configs: Vec<Config>,
     /// The columns with class names that `dataset_info` describes, by configuration.
-    infos: Vec<(String, BTreeMap<String, Feature>)>,
+    infos: Vec<(String, Features)>,
 }
 
 /// A configuration.
@@ -35,8 +38,8 @@ pub struct Config {
     /// The folder that its files are in.
     pub data_dir: Option<String>,
     /// The paths and patterns of each split, where it names them.
-    pub data_files: Option<Vec<(String, Vec<String>)>>,
-    features: BTreeMap<String, Feature>,
+    pub data_files: Option<Vec<SplitFiles>>,
+    features: Features,
 }
 
 impl Card {
@@ -179,35 +182,35 @@ fn configs(value: Option<&Value>) -> Result<Vec<Config>, FindError> {
 }
 
 /// One pattern, a list of them, a list of `split` and `path`, or a mapping of splits to patterns.
-fn data_files(config: &str, value: Option<&Value>) -> Result<Option<Vec<(String, Vec<String>)>>, FindError> {
+fn data_files(config: &str, value: Option<&Value>) -> Result<Option<Vec<SplitFiles>>, FindError> {
     let odd = || {
         wrong(format!(
             "`data_files` of configuration `{config}` is neither a path, nor a list of paths, nor a list of entries \
              with `split` and `path`"
         ))
     };
-    let train = |paths| Ok(Some(vec![("train".to_owned(), paths)]));
-    let splits: Vec<(String, Vec<String>)> = match value {
+    let splits: Vec<SplitFiles> = match value {
         None | Some(Value::Null) => return Ok(None),
-        Some(Value::String(path)) => return train(vec![path.clone()]),
-        Some(Value::Array(list)) if list.iter().all(Value::is_string) => {
-            return train(list.iter().filter_map(text).collect());
-        }
-        Some(Value::Array(list)) => {
-            let entry = |entry: &Value| Some((text(entry.get("split")?)?, paths(entry.get("path")?)?));
+        Some(Value::Array(list)) if !list.iter().all(Value::is_string) => {
+            let entry = |entry: &Value| {
+                Some(SplitFiles { split: text(entry.get("split")?)?, paths: paths(entry.get("path")?)? })
+            };
             list.iter().map(entry).collect::<Option<_>>().ok_or_else(odd)?
         }
         Some(Value::Object(by_split)) => {
-            let entry = |(split, path): (&String, &Value)| Some((split.clone(), paths(path)?));
-            let mut sorted: Vec<_> = by_split.iter().map(entry).collect::<Option<_>>().ok_or_else(odd)?;
-            sorted.sort_by_key(|(split, _)| splits::rank(split));
-            sorted
+            let entry = |(split, path): (&String, &Value)| {
+                Some(SplitFiles { split: split.clone(), paths: paths(path)? })
+            };
+            let mut splits: Vec<_> = by_split.iter().map(entry).collect::<Option<_>>().ok_or_else(odd)?;
+            splits.sort_by_key(|files| splits::rank(&files.split));
+            splits
         }
-        Some(_) => return Err(odd()),
+        Some(value) => vec![SplitFiles { split: "train".into(), paths: paths(value).ok_or_else(odd)? }],
     };
     let mut seen = BTreeSet::new();
-    if let Some((twice, _)) = splits.iter().find(|(split, _)| !seen.insert(split)) {
-        return Err(wrong(format!("`data_files` of configuration `{config}` has split `{twice}` twice")));
+    if let Some(twice) = splits.iter().find(|files| !seen.insert(&files.split)) {
+        let split = &twice.split;
+        return Err(wrong(format!("`data_files` of configuration `{config}` has split `{split}` twice")));
     }
     Ok(Some(splits))
 }
@@ -231,7 +234,7 @@ fn text(value: &Value) -> Option<String> {
 }
 
 /// `dataset_info`: one description, or a list with one for each configuration.
-fn infos(value: Option<&Value>) -> Result<Vec<(String, BTreeMap<String, Feature>)>, FindError> {
+fn infos(value: Option<&Value>) -> Result<Vec<(String, Features)>, FindError> {
     let entries = match value {
         Some(Value::Array(list)) => list.iter().collect(),
         Some(one @ Value::Object(_)) => vec![one],
@@ -242,7 +245,7 @@ fn infos(value: Option<&Value>) -> Result<Vec<(String, BTreeMap<String, Feature>
 }
 
 /// The class names in a list of columns; columns of other types say nothing that is needed.
-fn features(value: Option<&Value>) -> Result<BTreeMap<String, Feature>, FindError> {
+fn features(value: Option<&Value>) -> Result<Features, FindError> {
     let mut features = BTreeMap::new();
     for column in value.and_then(Value::as_array).into_iter().flatten() {
         let label = column.get("class_label").or_else(|| column.get("dtype")?.get("class_label"));

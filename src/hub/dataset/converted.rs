@@ -17,10 +17,13 @@ enum Extent {
     Whole,
 }
 
+/// The files of each split.
+type Splits<'a> = BTreeMap<&'a str, Vec<(Extent, &'a str)>>;
+
 /// The files of the configuration asked for, or of the only or default one, on the branch of converted files.
 /// `card` is the main branch's, which may say which configuration is the default one.
 pub fn find_converted(paths: &[String], card: &Card, config: Option<&str>) -> Result<DataFiles, FindError> {
-    let mut configs: BTreeMap<&str, BTreeMap<&str, Vec<(Extent, &str)>>> = BTreeMap::new();
+    let mut configs: BTreeMap<&str, Splits<'_>> = BTreeMap::new();
     stay_inside(paths)?;
     for path in paths {
         if let Some((config, split, extent)) = place(path) {

@@ -37,8 +37,8 @@ pub enum Layout {
     Converted,
 }
 
-/// As many patterns of one configuration are compared with the repository's paths. Plain paths are not counted.
-const MAX_PATTERNS: usize = 1000;
+/// As often the patterns of one configuration may be compared with the repository's paths: a few seconds' work.
+const MAX_COMPARISONS: usize = 10_000_000;
 
 /// What a repository has to offer.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,12 +127,16 @@ pub enum FindError {
         pattern: String,
     },
     /// More patterns than anybody writes.
-    #[error("configuration `{config}`: {CARD} has {patterns} patterns; at most {MAX_PATTERNS} are followed")]
+    #[error(
+        "configuration `{config}`: {CARD} has {patterns} patterns for {files} files, which are too many to compare"
+    )]
     TooMany {
         /// The configuration.
         config: String,
         /// How many there are.
         patterns: usize,
+        /// How many files with data the dataset has.
+        files: usize,
     },
     /// A path of the commit itself that no honest commit has.
     #[error("the commit has a file `{0}`, which is no path within a folder")]
@@ -300,12 +304,12 @@ fn of_config<'a>(config: &Config, data: &[&'a str]) -> Result<Chosen<'a>, FindEr
         });
     };
     let patterns =
-        data_files.iter().flat_map(|(_, paths)| paths).filter(|path| pattern::is_pattern(path)).count();
-    if patterns > MAX_PATTERNS {
-        return Err(FindError::TooMany { config: config.name.clone(), patterns });
+        data_files.iter().flat_map(|files| &files.paths).filter(|path| pattern::is_pattern(path)).count();
+    if patterns.saturating_mul(data.len()) > MAX_COMPARISONS {
+        return Err(FindError::TooMany { config: config.name.clone(), patterns, files: data.len() });
     }
     let (mut splits, mut all) = (Vec::with_capacity(data_files.len()), Vec::new());
-    for (split, places) in data_files {
+    for SplitFiles { split, paths: places } in data_files {
         let mut paths = Vec::new();
         for place in places {
             let path = folder.clone() + &inside(place)?;
