@@ -107,6 +107,46 @@ pub enum HubError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// Nothing goes up without a token.
+    #[error("pushing to {repo} takes a token, and there is none")]
+    NoToken {
+        /// Where to.
+        repo: RepoName,
+    },
+    /// `--offline`, and something is to go up.
+    #[error("nothing can be pushed to {repo}: pipe is offline")]
+    OfflinePush {
+        /// Where to.
+        repo: RepoName,
+    },
+    /// No answer to a push, or one that broke off, after all tries.
+    #[error("{endpoint} can't be reached for {what}: {reason}")]
+    Unsent {
+        /// What was to be done.
+        what: String,
+        /// Whom we asked.
+        endpoint: String,
+        /// What the connection says.
+        reason: String,
+    },
+    /// What is to be private would be seen by all.
+    #[error("{repo} is there already and public; what is pushed is to be private")]
+    Public {
+        /// Where to.
+        repo: RepoName,
+    },
+    /// Somebody else's commit came in between.
+    #[error(
+        "{branch} of {repo} moved on while this was being pushed (it was at {was}); nothing was committed"
+    )]
+    Moved {
+        /// Where to.
+        repo: RepoName,
+        /// The branch.
+        branch: String,
+        /// Its head before: a short commit, or that there was none.
+        was: String,
+    },
     /// Somebody asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -150,6 +190,17 @@ impl HubError {
                 "make room, or move the cache with HF_HUB_CACHE, and run again: what has come so far is kept".into(),
             ),
             Self::Disk { .. } => None,
+            Self::NoToken { .. } => Some(format!("make one that may write (huggingface.co/settings/tokens) and {token}")),
+            Self::OfflinePush { .. } => Some(
+                "run without --offline (and without HF_HUB_OFFLINE), or with `dry_run: true` to see what would go".into(),
+            ),
+            Self::Unsent { .. } => Some(
+                "check the network and HF_ENDPOINT and run again: a push is one commit, there whole or not at all, and one that is there is not made twice".into(),
+            ),
+            Self::Public { repo } => Some(format!(
+                "make {repo} private in its settings on the Hub, push under another name, or take `private: true` away"
+            )),
+            Self::Moved { .. } => Some("run again: it will be held against what is there by then".into()),
         }
     }
 }

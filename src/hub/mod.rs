@@ -4,11 +4,13 @@
 
 mod api;
 mod cache;
+pub mod card;
 pub mod dataset;
 mod download;
 pub mod error;
 pub mod lock;
 mod model;
+pub mod push;
 pub mod repo;
 pub mod settings;
 
