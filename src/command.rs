@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use crate::about::About;
 use crate::cache::{Cache, Limit};
 use crate::cli::{CacheCommand, Cli, Command, Overrides, Planning, Run};
 use crate::device::DeviceSpec;
@@ -238,6 +239,7 @@ fn run(home: &Home, args: &Run) -> Result<Exit, Refusal> {
             device,
             cancel: Cancel::default(),
             listen: Arc::new(report::All(vec![folder.clone(), screen])),
+            about: About::new(manifest, &args.plan.overrides.profiles, &args.plan.overrides.sets),
             last: Box::new(move |stage| last_home.last_fingerprint(&pipeline, stage)),
         });
         let (sender, messages) = channel();

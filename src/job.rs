@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 
+use crate::about::About;
 use crate::cache::{Cache, CacheError, Entry, Finished, Lookup, Miss};
 use crate::event::{Event, Failure, Listen, Status};
 use crate::fingerprint::{Change, Digest, Fingerprint, Key};
@@ -36,6 +37,8 @@ pub struct Shared {
     pub listen: Arc<dyn Listen>,
     /// Values of environment variables the manifest reads; never shown.
     pub secrets: Secrets,
+    /// What stages may tell others of this run.
+    pub about: About,
     /// The fingerprint a stage last ran with.
     pub last: LastFingerprint,
 }
@@ -255,6 +258,7 @@ impl Task {
             say: &say,
             cancel,
             secrets,
+            about: &shared.about,
         };
         let outcome = catch_unwind(AssertUnwindSafe(|| self.decl.stage.run(&context)));
         let timed_out = alarm.rang();

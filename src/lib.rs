@@ -15,6 +15,7 @@ pub mod manifest;
 pub mod schema;
 
 // The engine: from stages to results.
+pub mod about;
 pub mod cache;
 pub mod fingerprint;
 pub mod job;

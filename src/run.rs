@@ -239,6 +239,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
+    use crate::about::About;
     use crate::cache::Cache;
     use crate::event::Listen;
     use crate::history::Home;
@@ -341,6 +342,7 @@ mod tests {
             cancel: Cancel::default(),
             listen: Arc::new(Deaf),
             secrets: Secrets::new(Vec::<String>::new()),
+            about: About::default(),
             last: Box::new(|_| None),
         });
         let options = Options {

@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::about::About;
 use crate::hub::{Hub, Reads};
 use crate::location::Location;
 use crate::manifest::node::{Node, NodeError};
@@ -350,6 +351,8 @@ pub struct Context<'a> {
     pub cancel: &'a Cancel,
     /// What must not get into a file that tells of the work; all that is said is cleared of it anyway.
     pub secrets: &'a Secrets,
+    /// What may be told of the run to others.
+    pub about: &'a About,
 }
 
 impl Context<'_> {

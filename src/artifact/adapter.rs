@@ -239,7 +239,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
 }
 
 /// JSON text with what is not ASCII escaped, as Python's json writes it.
-fn ascii(json: &str) -> String {
+pub(crate) fn ascii(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
         if c.is_ascii() {

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::publish::publish;
-use super::training::{Order, Push, Watch, grouped, training_stage};
+use super::training::{Order, Watch, grouped, training_stage};
 use super::{base, place, rows};
 use crate::artifact::tokens::Tokens;
 use crate::hub::{Reads, Want};
@@ -176,20 +175,18 @@ tuned:
             dropout: self.dropout.then_some(self.seed),
         };
         let mut weights = AllWeights::new(parameters, passes)?;
-        let save = |weights: &AllWeights, folder: &Path| -> Result<(), StageError> {
+        let save = |weights: &mut AllWeights, folder: &Path| -> Result<(), StageError> {
             weights.parameters().save(folder, self.save_as)?;
             save_tokenizer(&tokenizer, tokenizer_folder.as_deref(), folder)
         };
-        let push = keys.push_folder().map(|folder| -> Push<'_, AllWeights> {
-            Box::new(move |weights| publish(&folder, |folder| save(weights, folder)))
-        });
         let (recipe, checkpoints) = (keys.recipe(rows.len()), keys.checkpoints(context)?);
-        let mut watch = Watch::new(context, &keys, push)?;
+        let mut watch = Watch::new(context, &keys, Box::new(&save))?;
         let training =
             Training { recipe: &recipe, rows: &rows, eval: &eval, checkpoints: Some(&checkpoints) };
         let course = training.run(&mut weights, &mut watch)?;
-        watch.finish(&course, &checkpoints, json!({ "trainable_params": count, "all_params": count }))?;
-        save(&weights, &context.out.join(MODEL))
+        let more = json!({ "trainable_params": count, "all_params": count });
+        watch.finish(&mut weights, &course, &checkpoints, more)?;
+        save(&mut weights, &context.out.join(MODEL))
     }
 }
 

@@ -6,6 +6,7 @@ pub mod fine_tune;
 pub mod generate;
 pub mod group_texts;
 pub mod load_dataset;
+pub mod push_to_hub;
 pub mod relabel;
 pub mod split;
 pub mod tokenize;
@@ -25,6 +26,7 @@ pub mod template;
 #[cfg(test)]
 mod testing;
 mod training;
+mod uploads;
 
 use crate::artifact::adapter::AdapterError;
 use crate::artifact::dataset::DatasetError;
@@ -47,6 +49,7 @@ pub static KINDS: &[Kind] = &[
     Kind::of::<fine_tune::FineTune>(),
     Kind::of::<evaluate::Evaluate>(),
     Kind::of::<generate::Generate>(),
+    Kind::of::<push_to_hub::PushToHub>(),
     Kind::of::<command::Command>(),
 ];
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 
+use crate::about::About;
 use crate::artifact::dataset::Dataset;
 use crate::hub::Hub;
 use crate::secrets::Secrets;
@@ -45,6 +46,7 @@ pub(crate) fn with_context<T>(
         say: &say,
         cancel,
         secrets: &secrets,
+        about: &About::default(),
     });
     (result, said.into_inner().unwrap())
 }

@@ -1,13 +1,14 @@
 //! Trains a soft prompt before a frozen model: PEFT's prompt tuning.
 
+use std::path::Path;
+
 use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::base::{self, Base};
-use super::publish::publish;
-use super::training::{Order, Push, Watch, grouped, training_stage};
+use super::training::{Order, Watch, grouped, training_stage};
 use super::{place, rows};
 use crate::artifact::adapter::{Adapter, AdapterConfig};
 use crate::artifact::tokens::Tokens;
@@ -177,20 +178,17 @@ prompt:
         let keep = if self.gradient_checkpointing { Keep::BlockInputs } else { Keep::Everything };
         let mut prompt = SoftPrompt::new(&base.model, &start, keep)?;
         let config = self.adapter_config(&base, virtual_tokens);
-        let push = keys.push_folder().map(|folder| -> Push<'_, SoftPrompt<'_>> {
-            let config = &config;
-            Box::new(move |prompt| {
-                let adapter = Adapter { config: config.clone(), prompt: prompt.tensor()? };
-                publish(&folder, |folder| Ok(adapter.write(folder)?))
-            })
-        });
+        let write = |prompt: &mut SoftPrompt<'_>, folder: &Path| -> Result<(), StageError> {
+            Ok(Adapter { config: config.clone(), prompt: prompt.tensor()? }.write(folder)?)
+        };
         let (recipe, checkpoints) = (keys.recipe(rows.len()), keys.checkpoints(context)?);
-        let mut watch = Watch::new(context, &keys, push)?;
+        let mut watch = Watch::new(context, &keys, Box::new(write))?;
         let training =
             Training { recipe: &recipe, rows: &rows, eval: &eval, checkpoints: Some(&checkpoints) };
         let course = training.run(&mut prompt, &mut watch)?;
-        watch.finish(&course, &checkpoints, json!({ "trainable_params": trainable, "all_params": all }))?;
-        Ok(Adapter { config: config.clone(), prompt: prompt.tensor()? }.write(context.out)?)
+        let more = json!({ "trainable_params": trainable, "all_params": all });
+        watch.finish(&mut prompt, &course, &checkpoints, more)?;
+        write(&mut prompt, context.out)
     }
 }
 

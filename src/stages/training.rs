@@ -4,7 +4,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -12,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::artifact::tokens::{Row as TokenRow, Tokens};
-use crate::location::Location;
+use crate::location::{Location, Place};
 use crate::stage::{ArtifactKind, Context, Fault, Output, Source, StageError};
 use crate::stages::place;
+use crate::stages::publish::{Leave, Publisher, Target};
 use crate::train::TrainError;
 use crate::train::adamw::AdamWOptions;
 use crate::train::checkpoint::Checkpoints;
@@ -115,10 +117,12 @@ macro_rules! training_stage {
             /// `{ patience: 3 }`.
             #[serde(default)]
             pub early_stopping: Option<$crate::train::recipe::EarlyStopping>,
-            /// Write what is trained to `push_to`: after every `epoch`.
+            /// Bring what is trained to `push_to`: after every `epoch`.
             #[serde(default)]
             pub push_every: Option<$crate::stages::training::PushEvery>,
-            /// The folder for `push_every`; what is in it is replaced file by file.
+            /// Where `push_every` goes: a folder, in which files are replaced one by one; or `owner/name` on the Hub, if
+            /// no such path is here. Pushing to the Hub goes on beside training; what is overtaken is left out, and the
+            /// stage ends with the last push. A repository that has to be created is private.
             #[serde(default)]
             pub push_to: Option<$crate::location::Location>,
         }
@@ -322,7 +326,7 @@ impl Keys<'_> {
         match (self.push_every, self.push_to) {
             (Some(_), None) => faults.push(
                 Fault::new("push_every", "`push_every` does not say where to")
-                    .help("name a folder: `push_to`"),
+                    .help("name a folder or a repository on the Hub: `push_to`"),
             ),
             (None, Some(_)) => faults
                 .push(Fault::new("push_to", "`push_to` does not say when").help("add `push_every: epoch`")),
@@ -400,14 +404,15 @@ impl Keys<'_> {
         })
     }
 
-    /// The folder that `push_every` writes to.
-    pub fn push_folder(&self) -> Option<PathBuf> {
-        self.push_to.map(|location| location.base().join(location.text()))
+    /// Where `push_every` goes to.
+    fn push_target(&self) -> Result<Option<Target>, StageError> {
+        let Some(location) = self.push_to else { return Ok(None) };
+        Ok(Some(match location.resolve() {
+            Place::Hub(name) => Target::Hub(name.parse()?),
+            _ => Target::Folder(location.base().join(location.text())),
+        }))
     }
 }
-
-/// Called with what is trained after every epoch.
-pub type Push<'a, L> = Box<dyn FnMut(&mut L) -> Result<(), StageError> + 'a>;
 
 /// Writes `steps.jsonl`, says how it goes.
 pub struct Watch<'a, L> {
@@ -416,12 +421,13 @@ pub struct Watch<'a, L> {
     path: PathBuf,
     steps: BufWriter<File>,
     evaluation: Option<Evaluation>,
-    push: Option<Push<'a, L>>,
+    publisher: Option<Publisher<'a, L>>,
 }
 
 impl<'a, L> Watch<'a, L> {
-    /// Opens `steps.jsonl` where a kill does not reach it.
-    pub fn new(context: &'a Context<'a>, keys: &Keys, push: Option<Push<'a, L>>) -> Result<Self, StageError> {
+    /// Opens `steps.jsonl` where a kill does not reach it. `write` leaves what is trained in a folder, for
+    /// `push_every`.
+    pub fn new(context: &'a Context<'a>, keys: &Keys, write: Leave<'a, L>) -> Result<Self, StageError> {
         let folder = context.unfinished;
         std::fs::create_dir_all(folder).map_err(|e| StageError::io(folder, &e))?;
         let path = folder.join(STEPS);
@@ -431,12 +437,15 @@ impl<'a, L> Watch<'a, L> {
             .open(&path)
             .map_err(|e| StageError::io(&path, &e))?;
         let steps = BufWriter::new(file);
-        Ok(Self { context, log_every: keys.log_every, path, steps, evaluation: None, push })
+        let publisher =
+            keys.push_target()?.map(|target| Publisher::new(context, target, write)).transpose()?;
+        Ok(Self { context, log_every: keys.log_every, path, steps, evaluation: None, publisher })
     }
 
-    /// Puts what training left beside its tensors into the result.
+    /// Puts what training left beside its tensors into the result; waits for what is still being pushed.
     pub fn finish(
         mut self,
+        learner: &mut L,
         course: &Course,
         checkpoints: &Checkpoints,
         more: Value,
@@ -471,7 +480,13 @@ impl<'a, L> Watch<'a, L> {
         }
         let path = out.join("metrics.json");
         let text = serde_json::to_vec_pretty(&metrics).unwrap_or_default();
-        std::fs::write(&path, text).map_err(|e| StageError::io(&path, &e))
+        std::fs::write(&path, text).map_err(|e| StageError::io(&path, &e))?;
+        match self.publisher {
+            Some(publisher) => {
+                publisher.finish(self.context, learner, course.best_step.unwrap_or(course.steps))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -520,10 +535,14 @@ impl<L> Observer<L> for Watch<'_, L> {
             text += &format!("  eval loss {:.4} (perplexity {:.3})", evaluation.loss, evaluation.loss.exp());
         }
         self.context.note(text);
-        match &mut self.push {
-            Some(push) => push(learner).map_err(|e| TrainError::Observer(e.to_string())),
-            None => Ok(()),
-        }
+        let Some(publisher) = &mut self.publisher else { return Ok(()) };
+        let published =
+            publisher.publish(self.context, learner, format!("epoch {}", epoch.epoch), epoch.step);
+        published.map_err(|e| TrainError::Observer(e.to_string()))
+    }
+
+    fn keeps_the_end(&self) -> bool {
+        self.publisher.as_ref().is_some_and(Publisher::is_in_background)
     }
 
     fn checkpoint(&mut self, _: usize) -> Result<(), TrainError> {

@@ -124,6 +124,12 @@ pub trait Observer<L> {
         Ok(())
     }
 
+    /// Whether something that may fail comes after the last step: it gets a checkpoint then, so that another run has
+    /// only that to do.
+    fn keeps_the_end(&self) -> bool {
+        false
+    }
+
     /// Whether somebody asked to stop; asked before every pass through the model.
     fn cancelled(&self) -> bool {
         false
@@ -316,9 +322,10 @@ impl<'a> Run<'a> {
         let Some(checkpoints) = checkpoints.filter(|_| step > self.saved) else { return Ok(()) };
         if checkpoints.wants(step, ends_epoch) {
             self.save(learner, observer, Timing::Asked)?;
-        } else if step < self.steps
-            && self.saved_at.elapsed() >= checkpoints.interval.max(self.saving * SHARE)
-        {
+        } else if match step < self.steps && !self.state.course.stopped_early {
+            true => self.saved_at.elapsed() >= checkpoints.interval.max(self.saving * SHARE),
+            false => observer.keeps_the_end(),
+        } {
             self.save(learner, observer, Timing::Interim)?;
         }
         Ok(())
