@@ -28,6 +28,8 @@ pub enum BaseModel {
     Hub(RepoName),
     /// One that was on the machine: the name of its file or folder.
     Local(String),
+    /// None: it began with fresh weights.
+    Fresh,
 }
 
 /// A dataset that went in.
@@ -63,7 +65,7 @@ pub struct Card {
     pub repo: RepoName,
     /// What is there.
     pub holds: Holds,
-    /// What it was trained from; none: from fresh weights, or not known.
+    /// What it was trained from; none: not known.
     pub base_model: Option<BaseModel>,
     /// What it was trained and scored on.
     pub data: Vec<Data>,
@@ -205,7 +207,7 @@ impl Card {
             Some(BaseModel::Local(name)) => {
                 Some(format!("{}, a model that was on the machine it was trained on", code(name)))
             }
-            None => None,
+            Some(BaseModel::Fresh) | None => None,
         };
         let _ = match (&self.holds, base) {
             (Holds::SoftPrompt { virtual_tokens }, base) => writeln!(
@@ -214,7 +216,10 @@ impl Card {
                 base.map(|base| format!(" for {base}")).unwrap_or_default()
             ),
             (Holds::Model, Some(base)) => writeln!(text, "A fine-tuned model. It began as {base}."),
-            (Holds::Model, None) => writeln!(text, "A model trained from fresh weights."),
+            (Holds::Model, None) if self.base_model == Some(BaseModel::Fresh) => {
+                writeln!(text, "A language model trained from fresh weights.")
+            }
+            (Holds::Model, None) => writeln!(text, "A language model."),
         };
         if !self.data.is_empty() {
             let names: Vec<String> = self.data.iter().map(named).collect();
@@ -224,7 +229,7 @@ impl Card {
         self.training(text);
         let _ = write!(
             text,
-            "\n## How it was made\n\nWith [pipe](https://huggingface.co/models?other=pipe), from the manifest below:\n\n{}",
+            "\n## How it was made\n\nBy pipe, from the manifest below:\n\n{}",
             fenced("", &self.command)
         );
         if !self.versions.is_empty() {
@@ -561,8 +566,8 @@ tags:
             "{text}"
         );
         assert!(text.contains("base = \"smol.gguf\" # where you have it"), "{text}");
-        let fresh = Card { base_model: None, holds: Holds::Model, ..card() };
-        assert!(fresh.text().contains("A model trained from fresh weights."));
+        let fresh = Card { base_model: Some(BaseModel::Fresh), holds: Holds::Model, ..card() };
+        assert!(fresh.text().contains("A language model trained from fresh weights."));
         assert!(!fresh.text().contains("base_model_relation"));
     }
 }

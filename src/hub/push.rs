@@ -11,7 +11,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -202,7 +202,7 @@ pub fn plan(
     to: &Destination,
     watch: &Watch<'_>,
 ) -> Result<Plan, HubError> {
-    let files = locals(uploads)?;
+    let files = locals(uploads, &to.repo)?;
     let plan = |found, change: &dyn Fn(&Local<'_>) -> Change| Plan {
         repo: to.repo.clone(),
         branch: to.branch.clone(),
@@ -263,7 +263,7 @@ pub fn push(
     if settings.token.is_none() {
         return Err(HubError::NoToken { repo: to.repo.clone() });
     }
-    let files = locals(uploads)?;
+    let files = locals(uploads, &to.repo)?;
     let gauge = Arc::new(Gauge::default());
     let work = async {
         let remote = Remote::new(settings, &to.repo, watch)?;
@@ -306,15 +306,19 @@ pub fn is_branch(name: &str) -> bool {
 }
 
 /// The files in the order of their paths.
-fn locals(uploads: &[Upload]) -> Result<Vec<Local<'_>>, HubError> {
+fn locals<'a>(uploads: &'a [Upload], repo: &RepoName) -> Result<Vec<Local<'a>>, HubError> {
     let mut files = BTreeMap::new();
     for upload in uploads {
-        let wrong = |reason: &str| HubError::Answer { what: upload.path.clone(), reason: reason.into() };
+        let refused = |reason: String| HubError::Unusable {
+            repo: repo.clone(),
+            reason,
+            help: "give the file another name".into(),
+        };
         if !is_safe_path(&upload.path) {
-            return Err(wrong("no path that a repository takes"));
+            return Err(refused(format!("it takes no file called {:?}", upload.path)));
         }
         if files.insert(upload.path.as_str(), Local::of(upload)?).is_some() {
-            return Err(wrong("two files are to go there"));
+            return Err(refused(format!("two files are to go to {}", upload.path)));
         }
     }
     Ok(files.into_values().collect())
@@ -348,24 +352,28 @@ async fn prepared(remote: &Remote<'_>, to: &Destination) -> Result<Option<Commit
         head = remote.head(&to.branch).await?;
     }
     if head == Head::NoBranch {
-        // A branch has to begin somewhere, and it is the head of main that a commit is held against.
+        hidden_enough(to, &remote.head(MAIN).await?)?;
         remote.create_branch(&to.branch).await?;
         head = remote.head(&to.branch).await?;
     }
-    let (commit, private) = match head {
-        Head::At { commit, private } => (Some(commit), private),
-        Head::Empty { private } => (None, private),
-        Head::NoRepository | Head::NoBranch => {
-            return Err(HubError::Answer {
-                what: format!("{} of {}", to.branch, to.repo),
-                reason: "it was created and is not there".into(),
-            });
-        }
-    };
-    if to.visibility == Visibility::Private && private == Some(false) {
+    hidden_enough(to, &head)?;
+    match head {
+        Head::At { commit, .. } => Ok(Some(commit)),
+        Head::Empty { .. } => Ok(None),
+        Head::NoRepository | Head::NoBranch => Err(HubError::Answer {
+            what: format!("{} of {}", to.branch, to.repo),
+            reason: "it was created and is not there".into(),
+        }),
+    }
+}
+
+/// Refuses a public repository for what is to be private.
+fn hidden_enough(to: &Destination, head: &Head) -> Result<(), HubError> {
+    let (Head::At { private, .. } | Head::Empty { private }) = head else { return Ok(()) };
+    if to.visibility == Visibility::Private && *private == Some(false) {
         return Err(HubError::Public { repo: to.repo.clone() });
     }
-    Ok(commit)
+    Ok(())
 }
 
 /// A commit that holds all files.
@@ -407,7 +415,7 @@ impl Committing<'_> {
                 Ok(None) => Trouble::lost("the answer names no commit"),
                 Err(trouble) => trouble,
             };
-            gauge.touch();
+            gauge.sending.store(false, Ordering::Relaxed);
             if !trouble.passing && !trouble.is_conflict() {
                 return Err(self.remote.error(&what, trouble));
             }
@@ -482,23 +490,24 @@ impl Committing<'_> {
 struct Gauge {
     done: AtomicU64,
     total: AtomicU64,
+    /// Whether content is on its way; the commit itself and every wait have limits of their own.
+    sending: AtomicBool,
     /// When something last moved, and what had gone by then.
     moved: Mutex<(Instant, u64)>,
 }
 
 impl Default for Gauge {
     fn default() -> Self {
-        Self { done: 0.into(), total: 0.into(), moved: Mutex::new((Instant::now(), 0)) }
+        let moved = Mutex::new((Instant::now(), 0));
+        Self { done: 0.into(), total: 0.into(), sending: false.into(), moved }
     }
 }
 
 impl Gauge {
-    fn touch(&self) {
-        self.moved.lock().unwrap_or_else(PoisonError::into_inner).0 = Instant::now();
-    }
-
-    fn still_for(&self) -> Duration {
-        self.moved.lock().unwrap_or_else(PoisonError::into_inner).0.elapsed()
+    /// For how long nothing has moved of what is on its way.
+    fn stalled_for(&self) -> Duration {
+        let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner).0;
+        if self.sending.load(Ordering::Relaxed) { moved.elapsed() } else { Duration::ZERO }
     }
 }
 
@@ -507,7 +516,8 @@ impl ProgressHandler for Gauge {
         match event {
             ProgressEvent::Upload(UploadEvent::Start { total_bytes, .. }) => {
                 self.total.store(*total_bytes, Ordering::Relaxed);
-                self.touch();
+                *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), 0);
+                self.sending.store(true, Ordering::Relaxed);
             }
             ProgressEvent::Upload(UploadEvent::Progress {
                 bytes_completed,
@@ -521,11 +531,11 @@ impl ProgressHandler for Gauge {
                     *moved = (Instant::now(), gone);
                 }
             }
+            ProgressEvent::Upload(UploadEvent::Committing) => self.sending.store(false, Ordering::Relaxed),
             ProgressEvent::Upload(UploadEvent::Complete) => {
                 self.done.store(self.total.load(Ordering::Relaxed), Ordering::Relaxed);
-                self.touch();
             }
-            _ => self.touch(),
+            ProgressEvent::Download(_) => {}
         }
     }
 }
@@ -557,12 +567,12 @@ fn drive<T>(
                 (watch.bytes)(now.0, now.1);
                 shown = now;
             }
-            let still = gauge.still_for();
-            if now.1 > 0 && still > settings.timeout * STALLED {
+            let stalled = gauge.stalled_for();
+            if stalled > settings.timeout * STALLED {
                 return Err(HubError::Unsent {
                     what: "the upload".into(),
                     endpoint: settings.endpoint.clone(),
-                    reason: format!("nothing has moved for {} s", still.as_secs()),
+                    reason: format!("nothing has moved for {} s", stalled.as_secs()),
                 });
             }
         }
@@ -575,4 +585,76 @@ fn drive<T>(
     // What was left behind by a stop ends with its connection; nobody waits for it.
     runtime.shutdown_background();
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upload(path: &str, text: &str) -> Upload {
+        Upload { path: path.into(), content: Content::Bytes(text.into()) }
+    }
+
+    fn settings(network: Network) -> Settings {
+        Settings {
+            endpoint: "http://127.0.0.1:9".into(),
+            token: None,
+            cache: "/nowhere".into(),
+            network,
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    fn destination() -> Destination {
+        Destination {
+            repo: "ada/x".parse().unwrap(),
+            branch: MAIN.into(),
+            visibility: Visibility::Public,
+            way: Way::Commit,
+            message: "m".into(),
+        }
+    }
+
+    fn watch<'a>() -> Watch<'a> {
+        Watch { bytes: &|_, _| (), say: &|_| (), stop: &|| false }
+    }
+
+    #[test]
+    fn offline_every_file_is_not_known() {
+        let files = [upload("b", "12"), upload("a/c", "1")];
+        let plan = plan(&settings(Network::Offline), &files, &destination(), &watch()).unwrap();
+        assert_eq!(plan.found, Found::Unknown("pipe is offline".into()));
+        let files: Vec<_> = plan.files.iter().map(|f| (f.path.as_str(), f.bytes, f.change)).collect();
+        assert_eq!(files, [("a/c", 1, Change::Unknown), ("b", 2, Change::Unknown)]);
+    }
+
+    #[test]
+    fn a_path_that_leads_out_of_the_repository_is_refused_before_anything_is_asked() {
+        for (files, reason) in [
+            (vec![upload("../a", "")], "ada/x: it takes no file called \"../a\""),
+            (vec![upload("a", "1"), upload("a", "2")], "ada/x: two files are to go to a"),
+        ] {
+            let error = plan(&settings(Network::Online), &files, &destination(), &watch()).unwrap_err();
+            assert_eq!(error.to_string(), reason);
+        }
+    }
+
+    #[test]
+    fn a_stop_ends_the_wait_for_a_hub_that_is_not_there() {
+        let watch = Watch { stop: &|| true, ..watch() };
+        let start = Instant::now();
+        let stopped = plan(&settings(Network::Online), &[upload("a", "1")], &destination(), &watch);
+        assert!(matches!(stopped, Err(HubError::Interrupted)), "{stopped:?}");
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn branches_are_those_of_git() {
+        for good in ["main", "trials/one", "v1.2-rc_3"] {
+            assert!(is_branch(good), "{good}");
+        }
+        for bad in ["", "a b", "/a", "a/", "a..b", ".a", "-a", "a.lock", "a/.b", "é"] {
+            assert!(!is_branch(bad), "{bad}");
+        }
+    }
 }

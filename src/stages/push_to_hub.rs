@@ -225,21 +225,17 @@ impl PushToHub {
         let about = context.about;
         let lineage = about.lineage(stage_of(trained));
         let training = lineage.iter().rev().find(|told| told.name == stage_of(trained));
-        let (holds, base) = match trained.kind {
+        let (holds, base_model) = match trained.kind {
             ArtifactKind::Adapter => {
                 let path = trained.path.join(CONFIG);
                 let bytes = std::fs::read(&path).map_err(|e| StageError::io(&path, &e))?;
                 let config: AdapterConfig = serde_json::from_slice(&bytes)
                     .map_err(|e| StageError::failed(format!("{}: {e}", path.display())))?;
                 let holds = Holds::SoftPrompt { virtual_tokens: config.num_virtual_tokens };
-                (holds, config.base_model_name_or_path)
+                (holds, config.base_model_name_or_path.map(|name| named_model(&name, about)))
             }
-            _ => {
-                let model = training.and_then(|told| told.config.get("model")?.as_str().map(str::to_owned));
-                (Holds::Model, model)
-            }
+            _ => (Holds::Model, training.and_then(|told| beginning(told, about))),
         };
-        let base_model = base.map(|name| base_model(&name, about));
         if let (Some(BaseModel::Local(name)), Holds::SoftPrompt { .. }) = (&base_model, &holds) {
             context.warn(format!(
                 "the adapter's base model `{name}` is no repository on the Hub: who loads the adapter has to have \
@@ -302,7 +298,17 @@ fn on_hub(name: &str, about: &About) -> Option<RepoName> {
     name.parse().ok().filter(|_| hub(folder) && hub(Path::new(".")))
 }
 
-fn base_model(name: &str, about: &About) -> BaseModel {
+/// What the model of a training stage began as, where its keys say so.
+fn beginning(training: &Told, about: &About) -> Option<BaseModel> {
+    let key = |key: &str| training.config.get(key).filter(|value| !value.is_null());
+    match (key("model"), key("config")) {
+        (Some(model), _) => Some(named_model(model.as_str()?, about)),
+        (None, Some(_)) if training.kind == "fine_tune" => Some(BaseModel::Fresh),
+        _ => None,
+    }
+}
+
+fn named_model(name: &str, about: &About) -> BaseModel {
     match on_hub(name, about) {
         Some(repo) => BaseModel::Hub(repo),
         None => BaseModel::Local(file_name(Path::new(name))),

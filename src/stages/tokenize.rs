@@ -632,6 +632,7 @@ mod tests {
                 say: &say,
                 cancel: &self.cancel,
                 secrets: &Secrets::default(),
+                about: &crate::about::About::default(),
             })?;
             Ok(Tokens::open(&self.path("out")).unwrap())
         }

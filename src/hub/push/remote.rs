@@ -29,7 +29,7 @@ pub(super) const TRIES: u32 = 5;
 /// The first wait between two tries; the next is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// The longest wait that the Hub may ask for.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
 /// The Hub takes longer to make a commit than to find a file.
 const PATIENCE: u32 = 6;
 /// Hops within the Hub itself, such as from a repository's former name.
@@ -161,7 +161,11 @@ pub(super) struct Remote<'a> {
 
 impl<'a> Remote<'a> {
     pub fn new(settings: &'a Settings, repo: &'a RepoName, watch: &'a Watch<'a>) -> Result<Self, HubError> {
-        let wrong = |reason: String| HubError::Answer { what: settings.endpoint.clone(), reason };
+        let wrong = |reason: String| HubError::Unsent {
+            what: "a push".into(),
+            endpoint: settings.endpoint.clone(),
+            reason,
+        };
         let http = Client::builder()
             .user_agent(concat!("pipe/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(settings.timeout)
