@@ -159,8 +159,8 @@ fn sharded_split(path: &str) -> Option<&str> {
     starts.rfind(is_end).map(|at| &name[..at])
 }
 
-/// The files that a pattern, or a path, means, of `paths`, which are sorted: hidden files, folders that start with `__` and files that
-/// describe the dataset only where it names them. Nothing where it is no pattern that can be read.
+/// The files that a pattern, or a path, means, of `paths`, which are sorted: hidden files, folders that start with
+/// `__` and files that describe the dataset only where it names them. Nothing where the pattern can't be read.
 pub fn choose<'a>(pattern: &str, paths: &[&'a str]) -> Vec<&'a str> {
     let name = pattern.rsplit('/').next().unwrap_or_default();
     let (hidden, special) = (hidden_parts(pattern), special_folders(pattern));
