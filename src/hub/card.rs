@@ -26,7 +26,7 @@ pub enum Holds {
 pub enum BaseModel {
     /// One on the Hub.
     Hub(RepoName),
-    /// One that was on the machine: the name of its file or folder.
+    /// One that was on the machine: its path as the manifest has it, or the last part of one from the root.
     Local(String),
     /// None: it began with fresh weights.
     Fresh,
@@ -336,8 +336,14 @@ impl Card {
             Holds::SoftPrompt { .. } => "adapter",
             Holds::Model => "model",
         };
+        let base = match (&self.holds, &self.base_model) {
+            (Holds::SoftPrompt { .. }, Some(BaseModel::Local(name))) => {
+                format!("    model: {} # where you have it\n", plain(&json!(name)))
+            }
+            _ => String::new(),
+        };
         let stage =
-            format!("answers:\n  uses: generate\n  with:\n    {key}: {}\n    prompts: [\"…\"]\n", self.repo);
+            format!("answers:\n  uses: generate\n  with:\n    {key}: {}\n{base}    prompts: [\"…\"]\n", self.repo);
         let _ = write!(
             text,
             "{}\nOr as a stage of pipe:\n\n{}",

@@ -141,7 +141,7 @@ const GLANCE: Duration = Duration::from_millis(200);
 
 impl Background {
     fn start(context: &Context<'_>, repo: RepoName) -> Result<Self, StageError> {
-        let settings = Settings::from_environment();
+        let settings = context.hub.settings().clone();
         if settings.network == Network::Offline {
             return Err(HubError::OfflinePush { repo }.into());
         }

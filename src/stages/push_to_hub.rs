@@ -15,7 +15,7 @@ use crate::hub::card::{BaseModel, Card, Data, Holds, Point};
 use crate::hub::push::{
     self, Change, Content, Destination, Found, MAIN, Plan, Pushed, Upload, Visibility, Watch, Way,
 };
-use crate::hub::{RepoName, Settings};
+use crate::hub::{RepoName, Settings, lock};
 use crate::location::{Location, Place};
 use crate::stage::{Artifact, ArtifactKind, Context, Fault, Lane, Output, Port, Stage, StageError};
 
@@ -156,7 +156,7 @@ share:
     }
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
-        let settings = Settings::from_environment();
+        let settings = context.hub.settings();
         let repo: RepoName = self.repo.parse()?;
         let uploads = self.uploads(context, &repo)?;
         let to = Destination {
@@ -174,11 +174,11 @@ share:
             stop: &|| context.cancel.is_set(),
         };
         if self.dry_run {
-            let plan = push::plan(&settings, &uploads, &to, &watch)?;
+            let plan = push::plan(settings, &uploads, &to, &watch)?;
             tell_plan(context, &plan);
             return write(&context.out.join(DRY_RUN), &plan);
         }
-        let pushed = push::push(&settings, &uploads, &to, &watch)?;
+        let pushed = push::push(settings, &uploads, &to, &watch)?;
         tell(context, &pushed);
         write(&context.out.join(COMMIT), &pushed)
     }
@@ -202,7 +202,7 @@ impl PushToHub {
             uploads.extend(uploads::files(&files.path));
         }
         let about = context.about;
-        let lock = lock(&about.path)?;
+        let lock = lock(context)?;
         let card = self.card(context, repo, trained, lock.as_ref())?;
         let mut text = |path: &str, text: &str| {
             uploads.push(Upload { path: path.into(), content: Content::Bytes(hide(text).into_bytes()) });
@@ -277,13 +277,13 @@ impl PushToHub {
 }
 
 /// The lock's file name and text, if there is one.
-fn lock(manifest: &Path) -> Result<Option<(String, String)>, StageError> {
-    let path = manifest.with_extension("lock");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(Some((file_name(&path), text))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(StageError::io(&path, &error)),
+fn lock(context: &Context<'_>) -> Result<Option<(String, String)>, StageError> {
+    let path = lock::beside(&context.about.path);
+    if !path.exists() {
+        return Ok(None);
     }
+    let text = context.hub.lock_text().map_err(|e| StageError::io(&path, &e))?;
+    Ok(Some((file_name(&path), text)))
 }
 
 /// The stage an artifact is from, of `stage.output`.
@@ -311,8 +311,13 @@ fn beginning(training: &Told, about: &About) -> Option<BaseModel> {
 fn named_model(name: &str, about: &About) -> BaseModel {
     match on_hub(name, about) {
         Some(repo) => BaseModel::Hub(repo),
-        None => BaseModel::Local(file_name(Path::new(name))),
+        None => BaseModel::Local(told_path(name)),
     }
+}
+
+/// A path as it is told to others: without the folders of this machine.
+fn told_path(path: &str) -> String {
+    if Path::new(path).is_absolute() { file_name(Path::new(path)) } else { path.to_owned() }
 }
 
 /// What a `load_dataset` stage took.
@@ -321,7 +326,7 @@ fn dataset(told: &Told, about: &About) -> Option<Data> {
     let path = text("path")?;
     let on_hub = on_hub(&path, about);
     Some(Data {
-        name: if on_hub.is_some() { path } else { file_name(Path::new(&path)) },
+        name: told_path(&path),
         on_hub,
         config: text("name"),
         revision: text("revision"),

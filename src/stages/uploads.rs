@@ -10,7 +10,6 @@ use crate::cache::{relative, walk};
 use crate::hub::HubError;
 use crate::hub::push::{Content, Upload};
 use crate::secrets::Secrets;
-use crate::stage::StageError;
 
 /// An adapter's two files. Where on this machine its model was is left out of its configuration: the last part
 /// of the path stays.
@@ -54,15 +53,6 @@ pub fn files(path: &Path) -> Vec<Upload> {
         .map(|file| Upload { path: relative(&file, path), content: Content::File(file) })
         .filter(|upload| !upload.path.split('/').any(|part| part.starts_with('.')))
         .collect()
-}
-
-impl From<HubError> for StageError {
-    fn from(error: HubError) -> Self {
-        match error {
-            HubError::Interrupted => Self::Interrupted,
-            error => Self::Failed { message: error.to_string(), help: error.help() },
-        }
-    }
 }
 
 #[cfg(test)]
