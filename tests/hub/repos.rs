@@ -240,6 +240,7 @@ fn pointer(sha256: &str, size: usize) -> Vec<u8> {
     format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n").into_bytes()
 }
 
+/// Git's id of a folder with these files, in the order of their paths; puts it and those inside into `folders`.
 fn folder_oid(folder: &str, files: &[(&str, &File)], folders: &mut BTreeMap<String, String>) -> String {
     let start = if folder.is_empty() { 0 } else { folder.len() + 1 };
     // Git sorts a folder as if its name ended in a slash.
@@ -254,10 +255,10 @@ fn folder_oid(folder: &str, files: &[(&str, &File)], folders: &mut BTreeMap<Stri
         };
         let inner = &path[..start + name.len()];
         let is_inside = |path: &str| path.strip_prefix(inner).is_some_and(|after| after.starts_with('/'));
-        let inside: Vec<_> = rest.iter().filter(|(path, _)| is_inside(path)).copied().collect();
+        let inside: Vec<_> = rest.iter().take_while(|(path, _)| is_inside(path)).copied().collect();
+        rest = &rest[inside.len()..];
         let oid = folder_oid(inner, &inside, folders);
         entries.insert(format!("{name}/"), ("40000", name, oid));
-        rest = &rest[rest.iter().take_while(|(path, _)| is_inside(path)).count()..];
     }
     let mut text = Vec::new();
     for (mode, name, oid) in entries.values() {
