@@ -334,7 +334,7 @@ fn changes<'a>(
     there: &BTreeMap<String, RemoteFile>,
     watch: &Watch<'_>,
 ) -> Result<BTreeMap<&'a str, Change>, HubError> {
-    let change = |file: &Local<'a>| {
+    let change = |file: &Local<'a>| -> Result<Change, HubError> {
         Ok(match there.get(file.path) {
             None => Change::New,
             Some(remote) if file.is(remote, watch.stop)? => Change::Unchanged,
