@@ -433,6 +433,23 @@ fn every_epoch_goes_to_the_hub_beside_training() {
 }
 
 #[test]
+fn a_slow_push_holds_no_step_up_and_what_is_overtaken_is_left_out() {
+    let server = Server::start(Options::default());
+    let project = pushing_every_epoch();
+    // Longer than the whole training.
+    server.fault("POST */preupload/* trickle=20 x1");
+    let ran = run(&project, &server, &["prompt", "--json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let at = |text: &str| ran.stdout.find(text).unwrap_or_else(|| panic!("no {text:?} in {}", ran.stdout));
+    let trained = at("epoch 4  train loss");
+    assert!(at("epoch 2 is not pushed to ada/tweets: newer is there") < trained);
+    assert!(trained < at("epoch 1 is at "));
+    assert!(at("epoch 1 is at ") < at("epoch 4 is at "));
+    assert_eq!(commits(&server), 2);
+    assert_eq!(pushed(&server, "main", "adapter_model.safetensors").unwrap(), project.adapter());
+}
+
+#[test]
 fn a_failed_last_push_costs_no_training() {
     let server = Server::start(Options::default());
     let project = pushing_every_epoch();

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::artifact::tokens::{Row as TokenRow, Tokens};
+use crate::hub::RepoName;
 use crate::location::{Location, Place};
 use crate::stage::{ArtifactKind, Context, Fault, Output, Source, StageError};
 use crate::stages::place;
@@ -330,7 +331,14 @@ impl Keys<'_> {
             ),
             (None, Some(_)) => faults
                 .push(Fault::new("push_to", "`push_to` does not say when").help("add `push_every: epoch`")),
-            _ => {}
+            (Some(_), Some(location)) => {
+                if let Place::Hub(name) = location.resolve()
+                    && let Err(error) = name.parse::<RepoName>()
+                {
+                    faults.push(Fault::new("push_to", error.to_string()));
+                }
+            }
+            (None, None) => {}
         }
         faults
     }

@@ -38,6 +38,8 @@ const REDIRECTS: usize = 5;
 const LONGEST_ANSWER: usize = 32 << 20;
 /// Bytes of an error's page.
 const LONGEST_ERROR: usize = 64 << 10;
+/// Characters of a stranger's text in an error.
+const LONGEST_REASON: usize = 500;
 /// Paths asked for in one request.
 const PATHS: usize = 500;
 
@@ -431,6 +433,7 @@ impl<'a> Remote<'a> {
             Some(token) => trouble.reason.replace(token.expose(), "***"),
             None => trouble.reason,
         };
+        let reason = reason.chars().filter(|c| !c.is_control()).take(LONGEST_REASON).collect();
         match trouble.status {
             _ if trouble.senseless => HubError::Answer { what, reason },
             Some(StatusCode::NOT_FOUND) => HubError::NotFound { what, endpoint, with_token },
