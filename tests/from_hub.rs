@@ -308,6 +308,36 @@ fn an_answer_that_next_to_never_ends_is_given_up() {
     assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
 }
 
+#[test]
+fn a_model_of_absurd_sizes_is_refused() {
+    for (config, expected) in [
+        (("\"n_layer\": 2", "\"n_layer\": 1000000"), "tensor `transformer.h.2."),
+        (
+            ("\"hidden_size\": 24", "\"hidden_size\": 3298534883328"),
+            "`hidden_size` is 3298534883328, more than any model has",
+        ),
+        (
+            ("\"vocab_size\": 80", "\"vocab_size\": 2000000000"),
+            "has shape [80, 24], the configuration needs [2000000000, 24]",
+        ),
+    ] {
+        let (project, server) = (guide(), server());
+        let text = std::fs::read_to_string(tiny_model().join("config.json")).unwrap();
+        assert!(text.contains(config.0), "{}", config.0);
+        let text = text.replace(config.0, config.1);
+        server.add(Kind::Model, "tester/bloom", "main", &[("config.json", text.as_bytes())]);
+        let ran = run(&project, &server, 1, GUIDE_ON_TINY);
+        assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+    }
+    // A header that is longer than the file.
+    let (project, server) = (guide(), server());
+    let mut weights = std::fs::read(tiny_model().join("model.safetensors")).unwrap();
+    weights[7] = 16;
+    server.add(Kind::Model, "tester/bloom", "main", &[("model.safetensors", &weights)]);
+    let ran = run(&project, &server, 1, GUIDE_ON_TINY);
+    assert!(ran.stderr.contains("model.safetensors: damaged or cut off: header too large"), "{}", ran.stderr);
+}
+
 /// A broken answer once or twice, after which all is well.
 #[test]
 fn what_a_retry_can_mend_is_mended() {

@@ -342,8 +342,10 @@ impl Card {
             }
             _ => String::new(),
         };
-        let stage =
-            format!("answers:\n  uses: generate\n  with:\n    {key}: {}\n{base}    prompts: [\"…\"]\n", self.repo);
+        let stage = format!(
+            "answers:\n  uses: generate\n  with:\n    {key}: {}\n{base}    prompts: [\"…\"]\n",
+            self.repo
+        );
         let _ = write!(
             text,
             "{}\nOr as a stage of pipe:\n\n{}",

@@ -131,7 +131,7 @@ impl Coming<'_> {
         let mut have = hasher.update_from(&mut out).map_err(at(&self.path))?;
         self.watch.grow(have);
         if have > self.file.size {
-            (hasher, have) = self.from_zero(&mut out, have)?;
+            (hasher, have) = self.start_over(&mut out, have)?;
         }
         // What an earlier process left may be of any kind: if it does not fit, all comes anew, once.
         let mut inherited = have > 0;
@@ -148,7 +148,7 @@ impl Coming<'_> {
                     if got == self.file.digest {
                         return out.sync_all().map_err(at(&self.path));
                     }
-                    (hasher, have) = self.from_zero(&mut out, have)?;
+                    (hasher, have) = self.start_over(&mut out, have)?;
                     if !std::mem::take(&mut inherited) {
                         let _ = fs::remove_file(&self.path);
                         return Err(HubError::Digest {
@@ -180,7 +180,7 @@ impl Coming<'_> {
     async fn answer(&self, out: &mut File, hasher: &mut Hasher, have: &mut u64) -> Result<Came, HubError> {
         let body = self.api.body(self.repo, self.commit, self.file, *have, self.watch.cancel).await?;
         if body.from != *have {
-            (*hasher, *have) = self.from_zero(out, *have)?;
+            (*hasher, *have) = self.start_over(out, *have)?;
         }
         let mut response = body.response;
         let (mut since, mut before) = (std::time::Instant::now(), *have);
@@ -193,7 +193,7 @@ impl Coming<'_> {
                 Err(error) => return Ok(Came::Part(causes(&error))),
             };
             if *have + piece.len() as u64 > self.file.size {
-                self.from_zero(out, *have)?;
+                self.start_over(out, *have)?;
                 return Err(HubError::Answer {
                     what: format!("{} of {}", self.file.path, self.repo),
                     reason: format!("more comes than the {} bytes that were announced", self.file.size),
@@ -213,7 +213,7 @@ impl Coming<'_> {
         }
     }
 
-    fn from_zero(&self, out: &mut File, have: u64) -> Result<(Hasher, u64), HubError> {
+    fn start_over(&self, out: &mut File, have: u64) -> Result<(Hasher, u64), HubError> {
         use std::io::Seek;
         self.watch.shrink(have);
         out.set_len(0).and_then(|()| out.rewind()).map_err(at(&self.path))?;

@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use super::ModelError;
 
+/// No size of a model is larger; products of two stay far within a usize.
+const MOST: usize = 1 << 31;
+
 /// A model's configuration in Hugging Face's form.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -78,6 +81,7 @@ impl Config {
             return Ok(None);
         };
         match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+            Some(n) if n > MOST => Err(self.wrong(format!("`{name}` is {n}, more than any model has"))),
             Some(n) if n > 0 => Ok(Some(n)),
             _ => Err(self.wrong(format!("`{name}` is {value}, a whole number above 0 is needed"))),
         }

@@ -108,6 +108,9 @@ fn frequencies(config: &Config, dim: usize) -> Result<Vec<f32>, ModelError> {
     let scaling = config.section("rope_parameters").or_else(|| config.section("rope_scaling"));
     let theta = config.number_or("rope_theta", 10_000.0)?;
     let theta = scaling.as_ref().map_or(Ok(theta), |s| s.number_or("rope_theta", theta))? as f32;
+    if theta.is_nan() || theta <= 0.0 {
+        return Err(config.wrong(format!("`rope_theta` is {theta}, a number above 0 is needed")));
+    }
     let plain = (0..dim).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / dim as f32));
     let Some(scaling) = scaling else { return Ok(plain.collect()) };
     match scaling.text("rope_type").or_else(|| scaling.text("type")).unwrap_or("default") {

@@ -325,12 +325,7 @@ fn dataset(told: &Told, about: &About) -> Option<Data> {
     let text = |key: &str| told.config.get(key).and_then(Value::as_str).map(str::to_owned);
     let path = text("path")?;
     let on_hub = on_hub(&path, about);
-    Some(Data {
-        name: told_path(&path),
-        on_hub,
-        config: text("name"),
-        revision: text("revision"),
-    })
+    Some(Data { name: told_path(&path), on_hub, config: text("name"), revision: text("revision") })
 }
 
 fn recipe(training: &Told) -> Vec<(String, Value)> {
