@@ -35,7 +35,7 @@ fn main() {
         println!("savings: skipped, PIPE_MODEL names no model folder");
         return;
     };
-    let model = model::load(&folder, &candle_core::Device::Cpu, Precision::F32).expect("a model");
+    let model = model::load(&folder, Precision::F32).expect("a model");
     let shape = model.shape();
     let prompt = model.embed(&[5, 6, 7, 8, 9, 10, 11, 12]).expect("a prompt").to_vec();
     println!("{} layers of {}, vocabulary {}\n", shape.layers, shape.hidden, shape.vocabulary);

@@ -11,7 +11,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use models::{FAMILIES, HIDDEN, LAYERS, VOCABULARY, numbers};
 use pipe::model::decoder::Keep;
 use pipe::model::parameters::Parameters;
-use pipe::model::{self, Precision};
+use pipe::model::{self, Numerics, Precision};
 use pipe::train::all_weights::{AllWeights, Passes};
 use pipe::train::gradient::differentiate;
 use pipe::train::recipe::Length;
@@ -45,7 +45,7 @@ fn step(c: &mut Criterion) {
             ("f32, checkpointed", Precision::F32, Keep::BlockInputs),
             ("bf16", Precision::BF16, Keep::Everything),
         ] {
-            let model = model::load(folder.path(), &candle_core::Device::Cpu, precision).expect("a model");
+            let model = model::load(folder.path(), precision).expect("a model");
             group.bench_function(name, |b| {
                 b.iter(|| differentiate(&model, &prompt, &rows, 53, 16, keep).expect("a gradient").loss);
             });
@@ -64,7 +64,7 @@ fn step_of_every_weight(c: &mut Criterion) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         models::write(family, folder.path());
         let parameters = Parameters::open(folder.path()).expect("a model");
-        let passes = Passes { precision: Precision::F32, keep: Keep::Everything, dropout: None };
+        let passes = Passes { numerics: Numerics::default(), keep: Keep::Everything, dropout: None };
         let mut weights = AllWeights::new(parameters, passes).expect("a model");
         let recipe = Recipe { length: Length::Steps(1), max_grad_norm: Some(1.0), ..Recipe::default() };
         let mut group =

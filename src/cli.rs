@@ -61,6 +61,12 @@ pub enum Command {
         /// The kind to describe
         kind: Option<String>,
     },
+    /// List what model stages can run on, and why not on what is missing
+    Devices {
+        /// A JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Write the JSON Schema of manifests, for editors
     Schema {
         /// The folder to write to

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::about::About;
 use crate::cache::{Cache, Limit};
 use crate::cli::{CacheCommand, Cli, Command, Overrides, Planning, Run};
-use crate::device::DeviceSpec;
+use crate::device::{DeviceSpec, Seen};
 use crate::diagnostic;
 use crate::event::{Event, Listen, RunStatus};
 use crate::history::{Home, RunFolder};
@@ -80,6 +80,11 @@ pub fn execute(cli: Cli) -> Exit {
             Ok(Exit::Well)
         }),
         Command::Stages { kind } => stages(kind.as_deref()),
+        Command::Devices { json } => {
+            let seen = Seen::here();
+            report::out(&if json { report::devices::json(&seen) } else { report::devices::text(&seen) });
+            Ok(Exit::Well)
+        }
         Command::Schema { out } => schema(&out),
         Command::Runs => {
             report::out(&report::history::list(&home.records().collect::<Vec<_>>()));
@@ -198,7 +203,7 @@ fn planned(home: &Home, args: &Planning) -> Result<Exit, Refusal> {
             return Ok(exit);
         }
         let last = |stage: &str| home.last_fingerprint(&manifest.name, stage);
-        let forecasts = plan::forecast(&plan, &Cache::new(&home.cache()), &sources, &device, &last)
+        let forecasts = plan::forecast(&plan, &Cache::new(&home.cache()), &sources, device, &last)
             .map_err(|e| Refusal { message: e.to_string(), help: e.help(), exit: Exit::Failed })?;
         report::out(&match args.json {
             true => report::plan::json(&plan, &forecasts),
@@ -262,7 +267,7 @@ fn run(home: &Home, args: &Run) -> Result<Exit, Refusal> {
             force,
             manifest: args.plan.file.display().to_string(),
             profiles: args.plan.overrides.profiles.clone(),
-            device: crate::device::class(&shared.device).into(),
+            device: shared.device.to_string(),
         };
         let mut lanes = crate::lane::Threads::start();
         let record = crate::run::run(&plan, &options, &shared, &folder, &mut lanes, (&sender, &messages))

@@ -157,6 +157,9 @@ pub enum Event {
         stage: String,
         /// Its kind.
         kind: String,
+        /// The device it runs on, if it is a model stage.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        device: Option<String>,
         /// What changed since it last ran; empty: it never did.
         why: Vec<Change>,
     },

@@ -8,17 +8,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
-
 use crate::about::About;
 use crate::cache::{Cache, CacheError, Entry, Finished, Lookup, Miss};
+use crate::device::Device;
 use crate::event::{Event, Failure, Listen, Status};
 use crate::fingerprint::{Change, Digest, Fingerprint, Key};
 use crate::manifest::StageDecl;
 use crate::plan::{Keyed, key_of};
 use crate::secrets::Secrets;
 use crate::sources::Sources;
-use crate::stage::{Artifact, Cancel, Context, Saying, StageError};
+use crate::stage::{Artifact, Cancel, Context, Lane, Saying, StageError};
 
 /// Gives the fingerprint with which a stage last had a result.
 pub type LastFingerprint = Box<dyn Fn(&str) -> Option<Fingerprint> + Send + Sync>;
@@ -136,8 +135,8 @@ impl Task {
     fn result(&self, shared: &Shared, ended: &mut Ended) -> Result<(Status, Entry), Stop> {
         let digests = self.inputs.iter().map(|(port, (_, digest))| (port.clone(), *digest)).collect();
         let failed = |message| Stop::Failed(Failure { message, help: None });
-        let device = self.decl.device_or(&shared.device).map_err(|e| failed(e.to_string()))?;
-        let keyed = key_of(&self.decl, &digests, &device, &shared.sources, &shared.cancel)
+        let device = self.decl.device_or(shared.device).map_err(|e| failed(e.to_string()))?;
+        let keyed = key_of(&self.decl, &digests, device, &shared.sources, &shared.cancel)
             .map_err(StageError::from)?;
         ended.key = Some((keyed.key, keyed.fingerprint.clone()));
         let stage = self.decl.id.to_string();
@@ -174,9 +173,10 @@ impl Task {
                 shared.listen.on(&Event::StageStarted {
                     stage,
                     kind: self.decl.kind.name.into(),
+                    device: (self.decl.kind.lane == Lane::Device).then(|| device.to_string()),
                     why: ended.why.clone(),
                 });
-                (Status::Ran, self.work(shared, &device, miss, keyed)?)
+                (Status::Ran, self.work(shared, device, miss, keyed)?)
             }
         };
         shared.cache.place(&entry, &self.folder)?;
@@ -184,7 +184,7 @@ impl Task {
     }
 
     /// Runs the stage in the folder of the miss, again on failure as often as the manifest allows.
-    fn work(&self, shared: &Shared, device: &Device, miss: Miss, keyed: Keyed) -> Result<Entry, Stop> {
+    fn work(&self, shared: &Shared, device: Device, miss: Miss, keyed: Keyed) -> Result<Entry, Stop> {
         let start = Instant::now();
         let said = Mutex::new(Said::default());
         let mut attempt = 0;
@@ -225,7 +225,7 @@ impl Task {
         Ok(entry)
     }
 
-    fn attempt(&self, shared: &Shared, device: &Device, miss: &Miss, said: &Mutex<Said>) -> Result<(), Stop> {
+    fn attempt(&self, shared: &Shared, device: Device, miss: &Miss, said: &Mutex<Said>) -> Result<(), Stop> {
         let inputs = self.inputs.iter().map(|(port, (a, _))| (port.clone(), a.clone())).collect();
         let stage = self.decl.id.to_string();
         let say = |saying: Saying| {

@@ -4,12 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::Device;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::{Dfs, Reversed};
 
 use crate::cache::{Cache, Entry};
-use crate::device;
+use crate::device::Device;
 use crate::diagnostic::Diagnostic;
 use crate::fingerprint::{Aspect, Change, Digest, Fingerprint, Key, Writer};
 use crate::hub::HubError;
@@ -127,7 +126,7 @@ pub struct Keyed {
 pub fn key_of(
     stage: &StageDecl,
     inputs: &BTreeMap<String, Digest>,
-    device: &Device,
+    device: Device,
     sources: &Sources,
     cancel: &Cancel,
 ) -> Result<Keyed, SourceError> {
@@ -143,7 +142,7 @@ pub fn key_of(
         pinned.push((source.role, pin));
     }
     if stage.kind.lane == Lane::Device {
-        writer.part(Aspect::Device, "device", device::class(device));
+        writer.part(Aspect::Device, "device", device.class());
     }
     let (key, fingerprint) = writer.finish();
     Ok(Keyed { key, fingerprint, pinned })
@@ -204,7 +203,7 @@ pub fn forecast(
     plan: &Plan<'_>,
     cache: &Cache,
     sources: &Sources,
-    device: &Device,
+    device: Device,
     last: &dyn Fn(&str) -> Option<Fingerprint>,
 ) -> Result<Vec<(usize, Forecast)>, SourceError> {
     let mut known: BTreeMap<usize, Entry> = BTreeMap::new();
@@ -233,7 +232,7 @@ pub fn forecast(
             continue;
         }
         let device = stage.device_or(device).map_err(std::io::Error::other)?;
-        let keyed = key_of(stage, &inputs, &device, sources, &Cancel::default())?;
+        let keyed = key_of(stage, &inputs, device, sources, &Cancel::default())?;
         let forecast = match cache.peek(&keyed.key) {
             Some(entry) => {
                 known.insert(index, entry);

@@ -13,7 +13,7 @@ use crate::event::{Event, RunRecord, RunStatus, StageRecord, Status};
 use crate::fingerprint::Digest;
 use crate::history::RunFolder;
 use crate::job::{Ended, Freshness, Shared, Task};
-use crate::lane::Lanes;
+use crate::lane::{Lanes, Track};
 use crate::manifest::{On, StageDecl, StageId};
 use crate::plan::Plan;
 use crate::scheduler::{OnFailure, Outcome, Scheduler, State};
@@ -103,13 +103,17 @@ pub fn run(
 
     // The table's numbers are places in the plan's order, in which needs come first.
     let place: BTreeMap<usize, usize> = plan.order.iter().enumerate().map(|(place, i)| (*i, place)).collect();
-    let mut table =
-        Scheduler::new(&[(Lane::Cpu, options.jobs.max(1)), (Lane::Device, 1)], options.on_failure);
+    let mut table = Scheduler::new(&[(Track::Cpu, options.jobs.max(1))], options.on_failure);
+    // A device that can't be had is the job's to report.
+    let track = |stage: &StageDecl| match stage.kind.lane {
+        Lane::Cpu => Track::Cpu,
+        Lane::Device => Track::Device(stage.device_or(shared.device).unwrap_or(shared.device)),
+    };
     for &index in &plan.order {
         let stage = plan.stage(index);
         let needs = stage.inputs.iter().filter_map(|e| plan.index(&e.from)).map(|i| place[&i]).collect();
         let takes_part = plan.wanted.contains(&index) && stage.on == On::On;
-        table.add(stage.kind.lane, needs, if takes_part { State::Waiting } else { State::Out });
+        table.add(track(stage), needs, if takes_part { State::Waiting } else { State::Out });
     }
     for &index in &plan.wanted {
         if let On::Off(reason) = &plan.stage(index).on {
@@ -127,7 +131,7 @@ pub fn run(
             let task = task(plan, index, options, &record, folder);
             let (shared, sender) = (shared.clone(), sender.clone());
             lanes.submit(
-                plan.stage(index).kind.lane,
+                track(plan.stage(index)),
                 Box::new(move || {
                     let ended = task.run(&shared);
                     // Nobody listens any more only if the run itself is gone.
@@ -234,13 +238,13 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::mpsc::channel;
 
-    use candle_core::Device;
     use schemars::JsonSchema;
     use serde::{Deserialize, Serialize};
 
     use super::*;
     use crate::about::About;
     use crate::cache::Cache;
+    use crate::device::Device;
     use crate::event::Listen;
     use crate::history::Home;
     use crate::lane::Job;
@@ -307,18 +311,18 @@ mod tests {
     /// Starts nothing: keeps every job until the run waits, then does the newest first.
     #[derive(Clone, Default)]
     struct Mock {
-        waiting: Arc<Mutex<Vec<(Lane, Job)>>>,
-        /// How many jobs each lane held at once.
-        most: Arc<Mutex<BTreeMap<Lane, usize>>>,
+        waiting: Arc<Mutex<Vec<(Track, Job)>>>,
+        /// How many jobs each track held at once.
+        most: Arc<Mutex<BTreeMap<Track, usize>>>,
     }
 
     impl Lanes for Mock {
-        fn submit(&mut self, lane: Lane, job: Job) {
+        fn submit(&mut self, track: Track, job: Job) {
             let mut waiting = self.waiting.lock().unwrap();
-            waiting.push((lane, job));
-            let held = waiting.iter().filter(|(l, _)| *l == lane).count();
+            waiting.push((track, job));
+            let held = waiting.iter().filter(|(t, _)| *t == track).count();
             let mut most = self.most.lock().unwrap();
-            let most = most.entry(lane).or_default();
+            let most = most.entry(track).or_default();
             *most = held.max(*most);
         }
     }
@@ -328,7 +332,7 @@ mod tests {
         fn on(&self, _: &Event) {}
     }
 
-    fn run_mocked(folder: &Path, stages: &str, on_failure: OnFailure) -> (RunRecord, BTreeMap<Lane, usize>) {
+    fn run_mocked(folder: &Path, stages: &str, on_failure: OnFailure) -> (RunRecord, BTreeMap<Track, usize>) {
         let path = folder.join("p.yaml");
         std::fs::write(&path, format!("pipeline: p\nstages:\n{stages}")).unwrap();
         let manifest = manifest::load(&path, &Overrides::default(), KINDS).unwrap();
@@ -395,7 +399,7 @@ mod tests {
         let (record, most) = run_mocked(folder.path(), GRAPH, OnFailure::Stop);
         assert_eq!(record.status, RunStatus::Succeeded);
         assert!(statuses(&record).iter().all(|(_, s)| *s == Status::Ran), "{:?}", statuses(&record));
-        assert_eq!(most[&Lane::Device], 1);
+        assert_eq!(most[&Track::Device(Device::Cpu)], 1);
         let (again, _) = run_mocked(folder.path(), GRAPH, OnFailure::Stop);
         assert!(statuses(&again).iter().all(|(_, s)| *s == Status::Cached), "{:?}", statuses(&again));
     }

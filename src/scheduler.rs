@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::stage::Lane;
+use crate::lane::Track;
 
 /// A stage's number in the plan.
 pub type Index = usize;
@@ -38,7 +38,7 @@ pub enum Outcome {
 }
 
 struct Task {
-    lane: Lane,
+    track: Track,
     needs: Vec<Index>,
     state: State,
 }
@@ -46,7 +46,7 @@ struct Task {
 /// The states of all stages of one run.
 pub struct Scheduler {
     tasks: Vec<Task>,
-    room: BTreeMap<Lane, usize>,
+    room: BTreeMap<Track, usize>,
     keep_going: bool,
 }
 
@@ -60,19 +60,19 @@ pub enum OnFailure {
 }
 
 impl Scheduler {
-    /// An empty table. `room`: how many stages each lane takes at once.
-    pub fn new(room: &[(Lane, usize)], on_failure: OnFailure) -> Self {
+    /// An empty table. `room`: how many stages each track takes at once; one that is not named takes one.
+    pub fn new(room: &[(Track, usize)], on_failure: OnFailure) -> Self {
         Self {
             tasks: Vec::new(),
-            room: room.iter().map(|(lane, n)| (*lane, *n)).collect(),
+            room: room.iter().map(|(track, n)| (*track, *n)).collect(),
             keep_going: on_failure == OnFailure::KeepGoing,
         }
     }
 
     /// Adds the next stage; `needs` are stages added before. A stage that is `Out` takes no part.
-    pub fn add(&mut self, lane: Lane, needs: Vec<Index>, state: State) -> Index {
+    pub fn add(&mut self, track: Track, needs: Vec<Index>, state: State) -> Index {
         debug_assert!(matches!(state, State::Waiting | State::Out));
-        self.tasks.push(Task { lane, needs, state });
+        self.tasks.push(Task { track, needs, state });
         self.tasks.len() - 1
     }
 
@@ -90,7 +90,7 @@ impl Scheduler {
             {
                 self.tasks[index].state = State::Ready;
             }
-            let room = self.room.entry(self.tasks[index].lane).or_insert(1);
+            let room = self.room.entry(self.tasks[index].track).or_insert(1);
             if self.tasks[index].state == State::Ready && *room > 0 {
                 *room -= 1;
                 self.tasks[index].state = State::Running;
@@ -103,7 +103,7 @@ impl Scheduler {
     /// A running stage came back.
     pub fn finish(&mut self, index: Index, outcome: Outcome) {
         debug_assert_eq!(self.tasks[index].state, State::Running);
-        *self.room.entry(self.tasks[index].lane).or_insert(0) += 1;
+        *self.room.entry(self.tasks[index].track).or_insert(0) += 1;
         match outcome {
             Outcome::Done => self.tasks[index].state = State::Done,
             Outcome::Failed => {
@@ -147,7 +147,11 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Lane::{Cpu, Device};
+    use crate::device::Device as On;
+    use Track::Cpu;
+
+    #[allow(non_upper_case_globals)]
+    const Device: Track = Track::Device(On::Cpu);
 
     /// a → b → d, a → c; b on the device.
     fn diamond(cpu: usize, on_failure: OnFailure) -> Scheduler {
@@ -186,6 +190,20 @@ mod tests {
             s.finish(index, Outcome::Done);
         }
         assert!(s.is_over());
+    }
+
+    #[test]
+    fn each_card_takes_one_at_a_time_beside_the_other() {
+        let mut s = Scheduler::new(&[(Cpu, 1)], OnFailure::Stop);
+        let [first, second] = [0, 1].map(|number| Track::Device(On::Cuda(number)));
+        for track in [first, first, second, second, Cpu] {
+            s.add(track, vec![], State::Waiting);
+        }
+        assert_eq!(s.start(), [0, 2, 4]);
+        s.finish(2, Outcome::Done);
+        assert_eq!(s.start(), [3]);
+        s.finish(0, Outcome::Done);
+        assert_eq!(s.start(), [1]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::about::About;
+use crate::device::Device;
 use crate::hub::{Hub, Reads};
 use crate::location::Location;
 use crate::manifest::node::{Node, NodeError};
@@ -342,7 +343,7 @@ pub struct Context<'a> {
     /// inputs; made by whoever writes to it, gone once the stage is done.
     pub unfinished: &'a Path,
     /// The device of the model lane; the processor for other stages.
-    pub device: &'a candle_core::Device,
+    pub device: Device,
     /// Where names on the Hub become files.
     pub hub: &'a Hub,
     /// Takes what the stage says.

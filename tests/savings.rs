@@ -195,7 +195,7 @@ fn layers_computed_again_give_the_same_bits() {
 fn trained(family: &str, precision: Precision) -> (Vec<f64>, Vec<f32>) {
     let folder = data(family);
     let expected = json(&folder.join("expected.json"));
-    let model = model::load(&folder, &candle_core::Device::Cpu, precision).unwrap();
+    let model = model::load(&folder, precision).unwrap();
     let row = |r: &serde_json::Value| Row {
         ids: ids(&r["ids"]),
         labels: r["labels"].as_array().unwrap().iter().map(|v| v.as_u64().map(|l| l as u32)).collect(),

@@ -6,35 +6,48 @@
 pub mod cpu;
 pub mod device;
 
-use crate::stage::Lane;
+use std::collections::BTreeMap;
+
+use crate::device::Device;
 
 /// A piece of work that reports its end by itself.
 pub type Job = Box<dyn FnOnce() + Send + 'static>;
 
 /// Takes jobs; a test puts its own in place of the threads.
 pub trait Lanes {
-    /// Runs the job on this lane, without waiting for it.
-    fn submit(&mut self, lane: Lane, job: Job);
+    /// Runs the job on this track, without waiting for it.
+    fn submit(&mut self, track: Track, job: Job);
+}
+
+/// What a stage's work waits for: each device has a track of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Track {
+    /// The processor, beside others.
+    Cpu,
+    /// A model device, alone.
+    Device(Device),
 }
 
 /// The lanes of a real run.
 pub struct Threads {
     cpu: cpu::CpuLane,
-    device: device::DeviceLane,
+    devices: BTreeMap<Device, device::DeviceLane>,
 }
 
 impl Threads {
-    /// Starts the lanes.
+    /// Starts the lanes; a device's with its first job.
     pub fn start() -> Self {
-        Self { cpu: cpu::CpuLane, device: device::DeviceLane::start() }
+        Self { cpu: cpu::CpuLane, devices: BTreeMap::new() }
     }
 }
 
 impl Lanes for Threads {
-    fn submit(&mut self, lane: Lane, job: Job) {
-        match lane {
-            Lane::Cpu => self.cpu.submit(job),
-            Lane::Device => self.device.submit(job),
+    fn submit(&mut self, track: Track, job: Job) {
+        match track {
+            Track::Cpu => self.cpu.submit(job),
+            Track::Device(device) => {
+                self.devices.entry(device).or_insert_with(device::DeviceLane::start).submit(job);
+            }
         }
     }
 }

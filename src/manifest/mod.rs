@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::Device;
-
-use crate::device::{DeviceError, DeviceSpec};
+use crate::device::{Device, DeviceError, DeviceSpec};
 use crate::diagnostic::{self, Diagnostic, Severity, Source, Span};
 use crate::stage::{AnyStage, Kind};
 
@@ -83,8 +81,8 @@ pub struct StageDecl {
 
 impl StageDecl {
     /// The device it asks for, else this one.
-    pub fn device_or(&self, default: &Device) -> Result<Device, DeviceError> {
-        self.device.map_or_else(|| Ok(default.clone()), DeviceSpec::open)
+    pub fn device_or(&self, default: Device) -> Result<Device, DeviceError> {
+        self.device.map_or(Ok(default), DeviceSpec::open)
     }
 }
 

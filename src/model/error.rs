@@ -77,9 +77,13 @@ pub enum ModelError {
         /// Its number type.
         found: String,
     },
-    /// The device is not supported.
-    #[error("models run on the processor; {0} is not supported yet")]
-    Device(String),
+    /// The processor was asked to compute in numbers that only GPUs compute in.
+    #[error("`dtype: f16` is for GPUs alone: on the processor use bf16 or f32")]
+    OnlyOnCards,
+    /// A card failed.
+    #[cfg(any(feature = "cuda", test))]
+    #[error(transparent)]
+    Card(#[from] super::cuda::CardError),
     /// A token id that the model has no embedding for.
     #[error(
         "token id {id} is outside the model's vocabulary of {vocabulary}: tokenizer and model do not belong together"

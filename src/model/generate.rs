@@ -7,11 +7,11 @@ use std::ops::ControlFlow;
 
 use candle_core::Tensor;
 
-use super::cache::KvCache;
+use super::compute::Compute;
 use super::layout::{CachedRow, Layout};
 use super::ops::softmax::argmax;
 use super::sampling::{Sampling, Stream, forbid, penalise};
-use super::{Decoder, ModelError};
+use super::{Model, ModelError};
 
 /// When generation ends, and how many rows go together.
 #[derive(Clone, Debug)]
@@ -64,8 +64,8 @@ pub struct GenerateProgress {
 ///
 /// # Errors
 /// As [`generate`].
-pub fn greedy(
-    model: &Decoder,
+pub fn greedy<M: Compute>(
+    model: &M,
     prompt: Option<&Tensor>,
     rows: &[Vec<u32>],
     options: &GenerateOptions,
@@ -91,6 +91,42 @@ pub fn greedy(
     generate(model, prompt, &sequences, &decoding, watch)
 }
 
+/// [`greedy`] on whatever device the model is.
+///
+/// # Errors
+/// As [`generate`].
+pub fn greedy_on(
+    model: &Model,
+    prompt: Option<&Tensor>,
+    rows: &[Vec<u32>],
+    options: &GenerateOptions,
+    watch: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
+) -> Result<Vec<Vec<u32>>, ModelError> {
+    match model {
+        Model::Processor(decoder) => greedy(&**decoder, prompt, rows, options, watch),
+        #[cfg(feature = "cuda")]
+        Model::Card(engine) => greedy(&**engine, prompt, rows, options, watch),
+    }
+}
+
+/// [`generate`] on whatever device the model is.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_on(
+    model: &Model,
+    prompt: Option<&Tensor>,
+    sequences: &[Sequence],
+    decoding: &Decoding,
+    watch: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
+) -> Result<Vec<Vec<u32>>, ModelError> {
+    match model {
+        Model::Processor(decoder) => generate(&**decoder, prompt, sequences, decoding, watch),
+        #[cfg(feature = "cuda")]
+        Model::Card(engine) => generate(&**engine, prompt, sequences, decoding, watch),
+    }
+}
+
 /// Continues each sequence; gives the new ids, those that ended it included.
 ///
 /// `prompt` `[n, hidden]` stands before every sequence. A sequence's result does not depend on the others. `watch` is
@@ -99,30 +135,32 @@ pub fn greedy(
 /// # Errors
 /// A sequence with nothing to continue, an id outside the vocabulary, too many positions, logits that are no numbers,
 /// or an interruption.
-pub fn generate(
-    model: &Decoder,
+pub fn generate<M: Compute>(
+    model: &M,
     prompt: Option<&Tensor>,
     sequences: &[Sequence],
     decoding: &Decoding,
     watch: &mut dyn FnMut(GenerateProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Vec<u32>>, ModelError> {
-    let mut cache = KvCache::new(model.shape().layers, 0);
+    let mut cache = model.cache();
     let (prefix, first) = match prompt {
         Some(prompt) => run_prompt(model, prompt, &mut cache)?,
         None => (0, None),
     };
+    let plain = decoding.is_plain();
     let mut results = vec![Vec::new(); sequences.len()];
     let mut progress = GenerateProgress { rows: 0, tokens: 0 };
     let batch_size = decoding.batch_size.max(1);
     for (batch, results) in sequences.chunks(batch_size).zip(results.chunks_mut(batch_size)) {
-        cache.restart(batch.len());
+        let most = |sequence: &Sequence| sequence.ids.len() + sequence.max_new_tokens;
+        model.restart(&mut cache, batch.len(), batch.iter().map(most).max().unwrap_or(0))?;
         // What each sequence feeds next; a finished one feeds nothing.
         let mut pending: Vec<Vec<u32>> = batch.iter().map(|sequence| sequence.ids.to_vec()).collect();
         let mut past = vec![0; batch.len()];
         // Adds the next token.
-        let go_on = |i: usize, logits: &mut [f32], new: &mut Vec<u32>, pending: &mut Vec<u32>| {
+        let go_on = |i: usize, id: Option<u32>, new: &mut Vec<u32>, pending: &mut Vec<u32>| {
             let row = batch[i].stream.prompt;
-            let id = decoding.next(&batch[i], new, logits).ok_or(ModelError::NothingToDraw { row })?;
+            let id = id.ok_or(ModelError::NothingToDraw { row })?;
             pending.clear();
             new.push(id);
             if !decoding.is_over(&batch[i], new) {
@@ -136,7 +174,8 @@ pub fn generate(
             } else if sequence.ids.is_empty() {
                 let row = sequence.stream.prompt;
                 let mut logits = first.clone().ok_or(ModelError::NothingToContinue { row })?;
-                go_on(i, &mut logits, &mut results[i], &mut pending[i])?;
+                let id = decoding.next(sequence, &results[i], &mut logits);
+                go_on(i, id, &mut results[i], &mut pending[i])?;
             }
         }
         loop {
@@ -148,12 +187,18 @@ pub fn generate(
             let layout = Layout::cached(prefix, &active.iter().map(cached).collect::<Vec<_>>());
             let ids: Vec<u32> = active.iter().flat_map(|&i| pending[i].iter().copied()).collect();
             let last: Vec<u32> = layout.segments().iter().map(|s| (s.tokens.end - 1) as u32).collect();
-            let states = model.forward(model.embed(&ids)?, &layout, &last, Some(&mut cache))?;
-            let mut logits = model.logits(&states);
-            let width = logits.width();
-            for (&i, logits) in active.iter().zip(logits.chunks_exact_mut(width)) {
+            let states = model.forward(&[], &ids, &layout, &last, Some(&mut cache))?;
+            let next: Vec<Option<u32>> = match plain {
+                true => model.likeliest(&states)?.into_iter().map(Some).collect(),
+                false => {
+                    let mut logits = model.logits(&states)?;
+                    let rows = logits.chunks_exact_mut(model.decoder().shape().vocabulary).zip(&active);
+                    rows.map(|(logits, &i)| decoding.next(&batch[i], &results[i], logits)).collect()
+                }
+            };
+            for (&i, id) in active.iter().zip(next) {
                 past[i] += pending[i].len();
-                go_on(i, logits, &mut results[i], &mut pending[i])?;
+                go_on(i, id, &mut results[i], &mut pending[i])?;
             }
             progress.tokens += active.len();
             if watch(progress).is_break() {
@@ -169,6 +214,11 @@ pub fn generate(
 }
 
 impl Decoding<'_> {
+    /// Whether the next token is always the likeliest one, whatever came before.
+    fn is_plain(&self) -> bool {
+        self.sampling.is_none() && self.repetition_penalty == 1.0 && self.min_new_tokens == 0
+    }
+
     /// The token that comes next; changes the logits. `None` if there is no such token.
     fn next(&self, sequence: &Sequence, new: &[u32], logits: &mut [f32]) -> Option<u32> {
         if self.repetition_penalty != 1.0 {
@@ -191,16 +241,17 @@ impl Decoding<'_> {
 }
 
 /// Puts the prompt's keys and values into the cache; gives its length and the logits of what comes next.
-fn run_prompt(
-    model: &Decoder,
+fn run_prompt<M: Compute>(
+    model: &M,
     prompt: &Tensor,
-    cache: &mut KvCache,
+    cache: &mut M::Cache,
 ) -> Result<(usize, Option<Vec<f32>>), ModelError> {
-    let rows = model.embed_behind(&model.prompt(prompt)?, &[])?;
-    let n = rows.rows();
+    let decoder = model.decoder();
+    let rows = decoder.prompt(prompt)?;
+    let n = rows.len() / decoder.shape().hidden;
     if n == 0 {
         return Ok((0, None));
     }
-    let states = model.forward(rows, &Layout::packed(n, &[]), &[n as u32 - 1], Some(cache))?;
-    Ok((n, Some(model.logits(&states).to_vec())))
+    let states = model.forward(&rows, &[], &Layout::packed(n, &[]), &[n as u32 - 1], Some(cache))?;
+    Ok((n, Some(model.logits(&states)?.to_vec())))
 }

@@ -5,7 +5,10 @@
 pub mod block;
 pub mod bloom;
 pub mod cache;
+pub mod compute;
 pub mod config;
+#[cfg(any(feature = "cuda", test))]
+pub mod cuda;
 pub mod decoder;
 pub mod error;
 pub mod generate;
@@ -13,8 +16,10 @@ pub mod gguf;
 pub mod gpt2;
 pub mod layout;
 pub mod llama;
+pub mod numerics;
 pub mod ops;
 pub mod parameters;
+pub mod placed;
 pub mod random;
 pub mod rows;
 pub mod sampling;
@@ -23,16 +28,17 @@ pub mod weights;
 
 use std::path::Path;
 
-use candle_core::Device;
 use config::Config;
 
 pub use decoder::{Decoder, DecoderShape};
 pub use error::ModelError;
 pub use layout::Layout;
+pub use numerics::{Numbers, Numerics};
 pub use ops::dropout::Dropout;
 pub use ops::gradients::Gradients;
 pub use ops::matmul::Precision;
 pub use parameters::{Parameter, Parameters};
+pub use placed::Model;
 pub use rows::Rows;
 pub use save::Format;
 pub use weights::Weights;
@@ -61,11 +67,8 @@ static ARCHITECTURES: &[Architecture] = &[
 /// Large weights stay in their files as they are; those of a GGUF file are dequantised.
 ///
 /// # Errors
-/// Whatever is missing, damaged or not known, by file and tensor name; a device other than the processor.
-pub fn load(path: &Path, device: &Device, precision: Precision) -> Result<Decoder, ModelError> {
-    if !device.is_cpu() {
-        return Err(ModelError::Device(format!("{device:?}")));
-    }
+/// Whatever is missing, damaged or not known, by file and tensor name.
+pub fn load(path: &Path, precision: Precision) -> Result<Decoder, ModelError> {
     let weights = Weights::open(path)?;
     (architecture(weights.config())?.load)(&weights, precision)
 }

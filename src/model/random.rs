@@ -24,6 +24,17 @@ impl Key {
         Self(mix(self.0 ^ mix(number)))
     }
 
+    /// What it is, for whoever computes the same numbers elsewhere.
+    pub fn bits_of_all(self) -> u64 {
+        self.0
+    }
+
+    /// The key that [`Key::bits_of_all`] was.
+    #[cfg(test)]
+    pub(super) fn of_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// The random bits at a place of the sequence.
     #[inline(always)]
     pub fn bits(self, index: u32) -> u32 {

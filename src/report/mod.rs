@@ -5,6 +5,7 @@
 
 pub mod cache;
 pub mod console;
+pub mod devices;
 pub mod graph;
 pub mod history;
 pub mod html;

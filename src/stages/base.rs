@@ -13,9 +13,13 @@ use crate::artifact::tokens::Tokens;
 use crate::hub::{Reads, Want};
 use crate::location::Location;
 use crate::model::decoder::DecoderShape;
-use crate::model::{self, Decoder, Precision};
+use crate::model::{Model, Numbers, Numerics};
 use crate::stage::{Context, Fault, Source, StageError};
 use crate::tokenizer::Tokenizer;
+
+pub(super) fn yes() -> bool {
+    true
+}
 
 /// What a model computes in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -26,17 +30,24 @@ pub enum DType {
     F32,
     /// Matrix products of bfloat16 numbers, summed in 32-bit floats; everything else in 32-bit floats.
     Bf16,
+    /// The same with IEEE half precision: on GPUs alone.
+    F16,
 }
 
 impl DType {
-    /// The precision of the model's products.
-    pub fn precision(self) -> Precision {
-        match self {
-            Self::F32 => Precision::F32,
-            Self::Bf16 => Precision::BF16,
-        }
+    /// What the model computes in.
+    pub fn numerics(self, tf32: bool, deterministic: bool) -> Numerics {
+        let numbers = match self {
+            Self::F32 => Numbers::F32,
+            Self::Bf16 => Numbers::BF16,
+            Self::F16 => Numbers::F16,
+        };
+        Numerics { numbers, tf32, deterministic }
     }
 }
+
+/// The metric of the most bytes of a GPU's memory that were in use.
+pub const PEAK: &str = "peak_device_memory";
 
 /// What a stage's keys say of its model.
 #[derive(Clone, Copy)]
@@ -62,7 +73,7 @@ impl Named<'_> {
 /// A loaded model with its tokenizer.
 pub struct Base {
     /// The weights.
-    pub model: Decoder,
+    pub model: Model,
     /// The tokenizer beside them.
     pub tokenizer: Tokenizer,
     /// The name under which an adapter remembers it.
@@ -71,11 +82,11 @@ pub struct Base {
 
 impl Base {
     /// Loads what the port `model` or the key `model` names.
-    pub fn load(context: &Context<'_>, named: Named<'_>, precision: Precision) -> Result<Self, StageError> {
+    pub fn load(context: &Context<'_>, named: Named<'_>, numerics: Numerics) -> Result<Self, StageError> {
         let (path, name) = find(context, named)?;
         context.progress(0, 0, "", "loading the model");
         let tokenizer = Tokenizer::open(&path)?;
-        let model = model::load(&path, context.device, precision)?;
+        let model = Model::open(&path, context.device, numerics)?;
         Ok(Self { model, tokenizer, name })
     }
 
@@ -84,14 +95,21 @@ impl Base {
         context: &Context<'_>,
         named: Named<'_>,
         adapter: prompt::Named<'_>,
-        precision: Precision,
+        numerics: Numerics,
     ) -> Result<Self, StageError> {
         if named.location.is_some() || context.inputs.contains_key("model") {
-            return Self::load(context, named, precision);
+            return Self::load(context, named, numerics);
         }
-        let Some(base) = adapter.base_model(context)? else { return Self::load(context, named, precision) };
+        let Some(base) = adapter.base_model(context)? else { return Self::load(context, named, numerics) };
         let named = Named { location: Some(&base.location), revision: base.revision.as_deref() };
-        Self::load(context, named, precision)
+        Self::load(context, named, numerics)
+    }
+
+    /// Puts the most memory that was in use on the device into the record, where it has its own.
+    pub fn say_peak(&self, context: &Context<'_>) {
+        if let Some(bytes) = self.model.peak_memory() {
+            context.metric(PEAK, bytes as f64);
+        }
     }
 
     /// Refuses tokens that another tokenizer made.
@@ -101,7 +119,7 @@ impl Base {
 
     /// [`has_room`] in this model.
     pub fn has_room(&self, prompt: usize, longest: usize) -> Result<(), StageError> {
-        has_room(self.model.shape(), &self.name, prompt, longest)
+        has_room(self.model.decoder().shape(), &self.name, prompt, longest)
     }
 }
 

@@ -15,10 +15,10 @@ use super::prompt::{self, Prompt};
 use super::rows;
 use crate::artifact::tokens::{About, Form, IGNORED, Row as TokenRow, Tokens};
 use crate::location::Location;
-use crate::model::generate::{GenerateOptions, greedy};
+use crate::model::generate::{GenerateOptions, greedy_on};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
 use crate::train::recipe::LossOver;
-use crate::train::score::{Score, score};
+use crate::train::score::{Score, score_on};
 use crate::train::{Pads, Row};
 
 /// The configuration.
@@ -52,6 +52,12 @@ pub struct Evaluate {
     /// What the model computes in.
     #[serde(default)]
     pub dtype: DType,
+    /// On a GPU: round what products of f32 numbers take to tf32, as `torch` does when told to.
+    #[serde(default)]
+    pub tf32: bool,
+    /// On a GPU: the same inputs give the same bits; `false` may be faster.
+    #[serde(default = "base::yes")]
+    pub deterministic: bool,
     /// Most different targets that are taken for labels; with more, only loss and tokens are scored.
     #[serde(default = "twenty")]
     pub max_labels: usize,
@@ -120,7 +126,8 @@ scores:
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
         let tokens = Tokens::open(&context.input("dataset")?.path)?;
-        let base = Base::load_for(context, self.base(), self.prompt(), self.dtype.precision())?;
+        let numerics = self.dtype.numerics(self.tf32, self.deterministic);
+        let base = Base::load_for(context, self.base(), self.prompt(), numerics)?;
         base.belongs_to(&tokens)?;
         let prompt = Prompt::load(context, self.prompt(), &base)?;
         let default = if tokens.has("test") { "test" } else { "train" };
@@ -142,6 +149,8 @@ scores:
             (Some(_), true) => Some(judge.judge(None)?),
             _ => None,
         };
+
+        base.say_peak(context);
 
         let mut metrics = tuned.metrics.clone();
         for (name, value) in untuned.iter().flat_map(|u| &u.metrics) {
@@ -292,7 +301,7 @@ impl Judge<'_> {
             self.context.progress(done as u64, rows.len() as u64, "rows", of);
             go_on(self.context)
         };
-        Ok(score(&self.base.model, prompt, rows, self.stage.batch_size, &mut watch)?)
+        Ok(score_on(&self.base.model, prompt, rows, self.stage.batch_size, &mut watch)?)
     }
 
     /// Each row's prompt with each label behind it.
@@ -322,7 +331,7 @@ impl Judge<'_> {
             self.context.progress(progress.rows as u64, prompts.len() as u64, "rows", "generating");
             go_on(self.context)
         };
-        let ids = greedy(&self.base.model, prompt, &prompts, &options, &mut watch)?;
+        let ids = greedy_on(&self.base.model, prompt, &prompts, &options, &mut watch)?;
         ids.iter().map(|ids| Ok(self.base.tokenizer.decode(ids, true)?)).collect()
     }
 

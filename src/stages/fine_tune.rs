@@ -10,6 +10,7 @@ use super::{base, place, rows};
 use crate::artifact::tokens::Tokens;
 use crate::hub::{Reads, Want};
 use crate::location::Location;
+use crate::model::Precision;
 use crate::model::config::Config;
 use crate::model::decoder::Keep;
 use crate::model::parameters::Parameters;
@@ -17,7 +18,7 @@ use crate::model::save::Format;
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
 use crate::tokenizer::Tokenizer;
 use crate::train::Training;
-use crate::train::all_weights::{AllWeights, Passes};
+use crate::train::all_weights::{self, Passes, WeightsLearner};
 use crate::train::order::Shuffle;
 
 training_stage! {
@@ -161,7 +162,7 @@ tuned:
         context.progress(0, 0, "", "loading the model");
         let Start { parameters, tokenizer, tokenizer_folder, name } = self.start(context)?;
         tokens.belong_to(&name, &tokenizer)?;
-        let shape = parameters.model(self.dtype.precision())?.shape().clone();
+        let shape = parameters.model(Precision::F32)?.shape().clone();
         for rows in [&token_rows, &eval] {
             base::has_room(&shape, &name, 0, rows::longest(&tokens.about, rows))?;
         }
@@ -170,13 +171,13 @@ tuned:
         context.note(format!("trainable params: {} (all)", grouped(count)));
 
         let passes = Passes {
-            precision: self.dtype.precision(),
+            numerics: self.dtype.numerics(self.tf32, self.deterministic),
             keep: if self.gradient_checkpointing { Keep::BlockInputs } else { Keep::Everything },
             dropout: self.dropout.then_some(self.seed),
         };
-        let mut weights = AllWeights::new(parameters, passes)?;
-        let save = |weights: &mut AllWeights, folder: &Path| -> Result<(), StageError> {
-            weights.parameters().save(folder, self.save_as)?;
+        let mut weights = all_weights::on(context.device, parameters, passes)?;
+        let save = |weights: &mut Box<dyn WeightsLearner>, folder: &Path| -> Result<(), StageError> {
+            weights.parameters()?.save(folder, self.save_as)?;
             save_tokenizer(&tokenizer, tokenizer_folder.as_deref(), folder)
         };
         let (recipe, checkpoints) = (keys.recipe(rows.len()), keys.checkpoints(context)?);
@@ -186,6 +187,9 @@ tuned:
         let course = training.run(&mut weights, &mut watch)?;
         let more = json!({ "trainable_params": count, "all_params": count });
         watch.finish(&mut weights, &course, &checkpoints, more)?;
+        if let Some(bytes) = weights.peak_memory() {
+            context.metric(base::PEAK, bytes as f64);
+        }
         save(&mut weights, &context.out.join(MODEL))
     }
 }

@@ -12,7 +12,7 @@ use super::base::{self, Base, DType};
 use super::prompt::{self, Prompt};
 use crate::artifact::dataset::Dataset;
 use crate::location::Location;
-use crate::model::generate::{Decoding, GenerateProgress, Sequence, generate};
+use crate::model::generate::{Decoding, GenerateProgress, Sequence, generate_on};
 use crate::model::sampling::{Sampling, Stream};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
 
@@ -88,6 +88,12 @@ pub struct Generate {
     /// What the model computes in.
     #[serde(default)]
     pub dtype: DType,
+    /// On a GPU: round what products of f32 numbers take to tf32, as `torch` does when told to.
+    #[serde(default)]
+    pub tf32: bool,
+    /// On a GPU: the same inputs give the same bits; `false` may be faster.
+    #[serde(default = "base::yes")]
+    pub deterministic: bool,
 }
 
 /// One id or several.
@@ -201,7 +207,8 @@ answers:
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
         let texts = self.texts(context)?;
-        let base = Base::load_for(context, self.base(), self.prompt(), self.dtype.precision())?;
+        let numerics = self.dtype.numerics(self.tf32, self.deterministic);
+        let base = Base::load_for(context, self.base(), self.prompt(), numerics)?;
         let prompt = Prompt::load(context, self.prompt(), &base)?;
         let rows = base.tokenizer.encode_all(&texts, true)?;
         let limits = self.limits(context, &rows)?;
@@ -240,7 +247,9 @@ answers:
             if context.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let prompt = prompt.as_ref().map(|p| &p.rows);
-        let ids = generate(&base.model, prompt, &sequences, &decoding, &mut watch)?;
+        let ids = generate_on(&base.model, prompt, &sequences, &decoding, &mut watch)?;
+
+        base.say_peak(context);
 
         let path = context.out.join("generations.jsonl");
         let file = File::create(&path).map_err(|e| StageError::io(&path, &e))?;

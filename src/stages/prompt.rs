@@ -59,7 +59,7 @@ impl Prompt {
         };
         let adapter = Adapter::read(&folder)?;
         let (n, width) = adapter.prompt.dims2().map_err(ModelError::from)?;
-        let hidden = base.model.shape().hidden;
+        let hidden = base.model.decoder().shape().hidden;
         if width != hidden {
             return Err(StageError::with_help(
                 format!("the adapter has {n} rows of {width} numbers, `{}` needs {hidden}", base.name),

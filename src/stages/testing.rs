@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use crate::about::About;
 use crate::artifact::dataset::Dataset;
+use crate::device::Device;
 use crate::hub::Hub;
 use crate::secrets::Secrets;
 use crate::stage::{Artifact, ArtifactKind, Cancel, Context, Saying, Stage, StageError};
@@ -34,14 +35,13 @@ pub(crate) fn with_context<T>(
 ) -> (T, Vec<Saying>) {
     let said = Mutex::new(Vec::new());
     let say = |saying| said.lock().unwrap().push(saying);
-    let device = candle_core::Device::Cpu;
     let secrets = Secrets::default();
     let unfinished = tempfile::tempdir().unwrap();
     let result = work(&Context {
         inputs,
         out,
         unfinished: unfinished.path(),
-        device: &device,
+        device: Device::Cpu,
         hub: &Hub::nowhere(),
         say: &say,
         cancel,

@@ -627,7 +627,7 @@ mod tests {
                 inputs: &inputs,
                 out: &self.path("out"),
                 unfinished: &self.path("unfinished"),
-                device: &candle_core::Device::Cpu,
+                device: crate::device::Device::Cpu,
                 hub: &crate::hub::Hub::nowhere(),
                 say: &say,
                 cancel: &self.cancel,

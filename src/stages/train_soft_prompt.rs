@@ -15,7 +15,7 @@ use crate::artifact::tokens::Tokens;
 use crate::location::Location;
 use crate::model::decoder::Keep;
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
-use crate::train::soft_prompt::SoftPrompt;
+use crate::train::soft_prompt::{self, PromptLearner};
 use crate::train::{Training, init};
 
 training_stage! {
@@ -157,7 +157,7 @@ prompt:
         let token_rows = tokens.rows(keys.split)?;
         rows::has_labels(&token_rows, keys.split)?;
         let eval = keys.eval_rows(&tokens)?;
-        let base = Base::load(context, self.base(), self.dtype.precision())?;
+        let base = Base::load(context, self.base(), self.dtype.numerics(self.tf32, self.deterministic))?;
         base.belongs_to(&tokens)?;
         let start = self.start(&base)?;
         let virtual_tokens = start.dims().first().copied().unwrap_or_default();
@@ -167,7 +167,7 @@ prompt:
         warn_of_the_gap(context, &tokens, &base);
         let (rows, eval) = (rows::to_train(&tokens.about, &token_rows), rows::to_score(&tokens.about, &eval));
         let trainable = start.elem_count();
-        let all = base.model.parameters() + trainable;
+        let all = base.model.decoder().parameters() + trainable;
         context.note(format!(
             "trainable params: {} || all params: {} || trainable%: {:.4}",
             grouped(trainable),
@@ -176,10 +176,10 @@ prompt:
         ));
 
         let keep = if self.gradient_checkpointing { Keep::BlockInputs } else { Keep::Everything };
-        let mut prompt = SoftPrompt::new(&base.model, &start, keep)?;
+        let mut prompt = soft_prompt::before(&base.model, &start, keep)?;
         let config = self.adapter_config(&base, virtual_tokens);
-        let write = |prompt: &mut SoftPrompt<'_>, folder: &Path| -> Result<(), StageError> {
-            Ok(Adapter { config: config.clone(), prompt: prompt.tensor()? }.write(folder)?)
+        let write = |prompt: &mut Box<dyn PromptLearner + '_>, folder: &Path| -> Result<(), StageError> {
+            Ok(Adapter { config: config.clone(), prompt: prompt.prompt()? }.write(folder)?)
         };
         let (recipe, checkpoints) = (keys.recipe(rows.len()), keys.checkpoints(context)?);
         let mut watch = Watch::new(context, &keys, Box::new(write))?;
@@ -188,6 +188,7 @@ prompt:
         let course = training.run(&mut prompt, &mut watch)?;
         let more = json!({ "trainable_params": trainable, "all_params": all });
         watch.finish(&mut prompt, &course, &checkpoints, more)?;
+        base.say_peak(context);
         write(&mut prompt, context.out)
     }
 }
@@ -200,7 +201,7 @@ impl TrainSoftPrompt {
 
     fn adapter_config(&self, base: &Base, virtual_tokens: usize) -> AdapterConfig {
         let name = self.base_model.as_ref().unwrap_or(&base.name);
-        let mut config = AdapterConfig::prompt_tuning(name, virtual_tokens, base.model.shape());
+        let mut config = AdapterConfig::prompt_tuning(name, virtual_tokens, base.model.decoder().shape());
         config.revision = self.revision.clone();
         match &self.init {
             Init::Text(text) => {
@@ -216,7 +217,7 @@ impl TrainSoftPrompt {
     }
 
     fn start(&self, base: &Base) -> Result<Tensor, StageError> {
-        let model = &base.model;
+        let model = base.model.decoder();
         let of_text = match &self.init {
             Init::Text(text) => base.tokenizer.encode(text, true)?,
             _ => Vec::new(),
@@ -236,7 +237,7 @@ impl TrainSoftPrompt {
 
 /// Where positions run over padding, training sees a gap between prompt and text that inference does not have.
 fn warn_of_the_gap(context: &Context<'_>, tokens: &Tokens, base: &Base) {
-    if tokens.about.pads_before(0, 1) > 0 && base.model.shape().max_positions.is_some() {
+    if tokens.about.pads_before(0, 1) > 0 && base.model.decoder().shape().max_positions.is_some() {
         context.warn(
             "padding on the left puts a gap of positions between the prompt and the text, as PEFT does in \
              training; at inference there is none. `padding: none` in the tokenize stage trains without it",

@@ -94,6 +94,12 @@ macro_rules! training_stage {
             /// what is trained, the optimizer and the loss stay f32.
             #[serde(default)]
             pub dtype: $crate::stages::base::DType,
+            /// On a GPU: round what products of f32 numbers take to tf32, as `torch` does when told to.
+            #[serde(default)]
+            pub tf32: bool,
+            /// On a GPU: the same inputs give the same bits; `false` may be faster.
+            #[serde(default = "crate::stages::base::yes")]
+            pub deterministic: bool,
             /// Compute the layers again on the way back instead of keeping them: less memory for a third more work;
             /// changes no result.
             #[serde(default)]
@@ -557,6 +563,10 @@ impl<L> Observer<L> for Watch<'_, L> {
         let path = &self.path;
         let flushed = self.steps.flush().and_then(|()| self.steps.get_ref().sync_data());
         flushed.map_err(|error| TrainError::Disk { path: path.clone(), error })
+    }
+
+    fn warning(&mut self, text: &str) {
+        self.context.warn(text);
     }
 
     fn cancelled(&self) -> bool {

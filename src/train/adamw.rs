@@ -20,13 +20,47 @@ impl Default for AdamWOptions {
     }
 }
 
+/// What a step multiplies and adds, rounded as torch rounds it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factors {
+    /// What weight decay leaves of the parameter.
+    pub keep: f32,
+    /// Minus the learning rate over the first moment's correction.
+    pub step: f32,
+    /// Root of the second moment's correction.
+    pub correction2: f32,
+    /// Share of the gradient in the first moment.
+    pub weight: f32,
+    /// Share of the old second moment.
+    pub beta2: f32,
+    /// Share of the gradient's square in the second moment.
+    pub weight2: f32,
+    /// Added to the denominator.
+    pub eps: f32,
+}
+
+impl AdamWOptions {
+    /// Those of the step of this number, from 1.
+    pub fn factors(&self, learning_rate: f64, step: i32) -> Factors {
+        let Self { betas: (beta1, beta2), eps, weight_decay } = *self;
+        Factors {
+            keep: (1.0 - learning_rate * weight_decay) as f32,
+            step: -(learning_rate / (1.0 - beta1.powi(step))) as f32,
+            correction2: (1.0 - beta2.powi(step)).sqrt() as f32,
+            weight: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            weight2: (1.0 - beta2) as f32,
+            eps: eps as f32,
+        }
+    }
+}
+
 /// Numbers that a thread takes at a time.
 const CHUNK: usize = 1 << 14;
 
 /// The moments of one parameter; scalars are f64 and the state f32, as in torch.
 #[derive(Clone, Debug)]
 pub struct AdamW {
-    options: AdamWOptions,
     steps: i32,
     mean: Vec<f32>,
     square: Vec<f32>,
@@ -34,20 +68,22 @@ pub struct AdamW {
 
 impl AdamW {
     /// For a parameter of so many numbers.
-    pub fn new(options: AdamWOptions, len: usize) -> Self {
-        Self { options, steps: 0, mean: vec![0.0; len], square: vec![0.0; len] }
+    pub fn new(len: usize) -> Self {
+        Self { steps: 0, mean: vec![0.0; len], square: vec![0.0; len] }
     }
 
     /// Moves the parameter one step along a gradient, of which each number is first multiplied by `scale`.
-    pub fn step(&mut self, learning_rate: f64, parameter: &mut [f32], gradient: &[f32], scale: f32) {
-        let AdamWOptions { betas: (beta1, beta2), eps, weight_decay } = self.options;
+    pub fn step(
+        &mut self,
+        options: &AdamWOptions,
+        learning_rate: f64,
+        parameter: &mut [f32],
+        gradient: &[f32],
+        scale: f32,
+    ) {
         self.steps += 1;
-        let keep = (1.0 - learning_rate * weight_decay) as f32;
-        let correction1 = 1.0 - beta1.powi(self.steps);
-        let correction2 = (1.0 - beta2.powi(self.steps)).sqrt() as f32;
-        let step = -(learning_rate / correction1) as f32;
-        let (weight, beta2_, weight2, eps) =
-            ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32, eps as f32);
+        let Factors { keep, step, correction2, weight, beta2, weight2, eps } =
+            options.factors(learning_rate, self.steps);
         let chunks = parameter
             .par_chunks_mut(CHUNK)
             .zip(gradient.par_chunks(CHUNK))
@@ -57,7 +93,7 @@ impl AdamW {
                 let g = g * scale;
                 *p *= keep;
                 *m += weight * (g - *m);
-                *v = *v * beta2_ + weight2 * g * g;
+                *v = *v * beta2 + weight2 * g * g;
                 let denominator = v.sqrt() / correction2 + eps;
                 *p += step * *m / denominator;
             }
@@ -82,10 +118,10 @@ mod tests {
     #[test]
     fn three_steps_as_torch_takes_them() {
         let mut p = [1.0f32, -2.0, 0.5];
-        let mut adamw = AdamW::new(AdamWOptions::default(), 3);
+        let mut adamw = AdamW::new(3);
         let gradients = [[0.1f32, -0.2, 0.3], [0.05, 0.4, -0.1], [1.0, 0.0, 1e-9]];
         for (gradient, rate) in gradients.iter().zip([3e-2, 2e-2, 1e-2]) {
-            adamw.step(rate, &mut p, gradient, 1.0);
+            adamw.step(&AdamWOptions::default(), rate, &mut p, gradient, 1.0);
         }
         for (p, expected) in p.iter().zip(TORCH) {
             assert!((p - expected).abs() <= 1.2e-7 * expected.abs(), "{p} {expected}");

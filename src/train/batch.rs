@@ -74,9 +74,8 @@ enum Beginnings {
 }
 
 impl Batch {
-    /// Packs rows behind a prompt for a model; `longest` has the longest row of the batch they are part of.
-    pub fn new(rows: &[&Row], model: &Decoder, prompt: &[f32], longest: usize) -> Self {
-        let virtual_tokens = prompt.len() / model.shape().hidden;
+    /// Packs rows behind so many virtual tokens for a model; `longest` has the longest row of the batch they are part of.
+    pub fn new(rows: &[&Row], model: &Decoder, virtual_tokens: usize, longest: usize) -> Self {
         let counts_padding = model.counts_padding(virtual_tokens);
         Self::pack(rows, virtual_tokens, longest, counts_padding, Beginnings::Shared)
     }

@@ -30,7 +30,7 @@ pub fn differentiate(
     labels: usize,
     keep: Keep,
 ) -> Result<Gradient, ModelError> {
-    let batch = Batch::new(rows, model, prompt, longest);
+    let batch = Batch::new(rows, model, prompt.len() / model.shape().hidden, longest);
     let embedded = batch.embed(model, prompt)?;
     let (states, trace) = model.trace(embedded, &batch.layout, &batch.asked, keep)?;
     let (judged, d_states) = judge_with_gradient(model.head(), &states, &batch.targets, 1.0 / labels as f32);

@@ -4,7 +4,10 @@ pub mod adamw;
 pub mod all_weights;
 pub mod batch;
 mod branches;
+#[cfg(any(feature = "cuda", test))]
+pub mod card;
 pub mod checkpoint;
+mod descent;
 pub mod error;
 pub mod gradient;
 pub mod init;

@@ -7,9 +7,8 @@ use candle_core::Tensor;
 use super::TrainError;
 use super::batch::{Row, check};
 use super::branches::{Batch, Label, Plan};
-use crate::model::cache::KvCache;
-use crate::model::ops::cross_entropy::judge;
-use crate::model::{Decoder, ModelError, Rows};
+use crate::model::compute::Compute;
+use crate::model::{Model, ModelError};
 
 /// The score of one row, or of several added up.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -56,17 +55,18 @@ impl std::iter::Sum for Score {
 ///
 /// # Errors
 /// Rows that do not fit the model, a failed forward pass, or an interruption.
-pub fn score(
-    model: &Decoder,
+pub fn score<M: Compute>(
+    model: &M,
     prompt: Option<&Tensor>,
     rows: &[Row],
     batch_size: usize,
     watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Vec<Score>, TrainError> {
-    check(rows, model.shape().vocabulary)?;
-    let prompt = prompt.map(|p| model.prompt(p)).transpose()?.unwrap_or_default();
-    let virtual_tokens = prompt.len() / model.shape().hidden;
-    let plan = Plan::new(rows, virtual_tokens, model.counts_padding(virtual_tokens), batch_size);
+    let decoder = model.decoder();
+    check(rows, decoder.shape().vocabulary)?;
+    let prompt = prompt.map(|p| decoder.prompt(p)).transpose()?.unwrap_or_default();
+    let virtual_tokens = prompt.len() / decoder.shape().hidden;
+    let plan = Plan::new(rows, virtual_tokens, decoder.counts_padding(virtual_tokens), batch_size);
     let mut scores = vec![Score::default(); rows.len()];
     let mut done = rows.len() - plan.rows();
     if plan.rows() > 0 {
@@ -82,41 +82,59 @@ pub fn score(
     Ok(scores)
 }
 
-/// What stands before all rows, computed once.
-struct Prefix {
-    cache: KvCache,
-    /// The final states of its tokens.
-    states: Rows,
+/// [`score`] on whatever device the model is; on a GPU that has no room in smaller batches.
+///
+/// # Errors
+/// As [`score`].
+pub fn score_on(
+    model: &Model,
+    prompt: Option<&Tensor>,
+    rows: &[Row],
+    batch_size: usize,
+    watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<Vec<Score>, TrainError> {
+    match model {
+        Model::Processor(decoder) => score(&**decoder, prompt, rows, batch_size, watch),
+        #[cfg(feature = "cuda")]
+        Model::Card(engine) => {
+            super::card::score_in_what_room_there_is(engine, prompt, rows, batch_size, watch)
+        }
+    }
 }
 
-impl Prefix {
-    fn compute(model: &Decoder, prompt: &[f32], plan: &Plan) -> Result<Self, ModelError> {
-        let mut cache = KvCache::new(model.shape().layers, 0);
+/// What stands before all rows, computed once.
+struct Prefix<M: Compute> {
+    cache: M::Cache,
+    /// The final states of its tokens, if it has any.
+    states: Option<M::States>,
+}
+
+impl<M: Compute> Prefix<M> {
+    fn compute(model: &M, prompt: &[f32], plan: &Plan) -> Result<Self, ModelError> {
+        let mut cache = model.cache();
         let layout = plan.prefix();
         let all: Vec<u32> = (0..layout.tokens() as u32).collect();
         let states = match all.is_empty() {
-            true => model.pool().rows(0, model.shape().hidden),
-            false => {
-                model.forward(model.embed_behind(prompt, plan.shared)?, &layout, &all, Some(&mut cache))?
-            }
+            true => None,
+            false => Some(model.forward(prompt, plan.shared, &layout, &all, Some(&mut cache))?),
         };
         Ok(Self { cache, states })
     }
 
     /// Adds the labels of a batch to the scores of their rows.
-    fn score(&mut self, model: &Decoder, batch: &Batch, scores: &mut [Score]) -> Result<(), ModelError> {
+    fn score(&mut self, model: &M, batch: &Batch, scores: &mut [Score]) -> Result<(), ModelError> {
         let (known, asked): (Vec<u32>, Vec<u32>) =
             (batch.behind_prefix.iter().map(|a| a.0).collect(), batch.asked.iter().map(|a| a.0).collect());
-        let mut states = model.pool().rows(known.len() + asked.len(), model.shape().hidden);
-        let (first, rest) = states.split_at_mut(known.len() * model.shape().hidden);
-        first.copy_from_slice(&self.states.select(&known));
-        if !asked.is_empty() {
-            let tokens = model.embed(&batch.ids)?;
-            rest.copy_from_slice(&model.forward(tokens, &batch.layout(), &asked, Some(&mut self.cache))?);
-        }
+        let states = match asked.is_empty() {
+            true => None,
+            false => Some(model.forward(&[], &batch.ids, &batch.layout(), &asked, Some(&mut self.cache))?),
+        };
+        let all: Vec<u32> = (0..asked.len() as u32).collect();
+        let parts = self.states.iter().map(|states| (states, &known[..]));
+        let parts: Vec<_> = parts.chain(states.iter().map(|states| (states, &all[..]))).collect();
         let labels: Vec<Label> = batch.behind_prefix.iter().chain(&batch.asked).map(|a| a.1).collect();
         let targets: Vec<u32> = labels.iter().map(|label| label.target).collect();
-        for (judged, label) in judge(model.head(), &states, &targets).iter().zip(&labels) {
+        for (judged, label) in model.judge(&parts, &targets)?.iter().zip(&labels) {
             let score = &mut scores[label.owner];
             score.nll += judged.nll;
             score.kept += 1;

@@ -6,14 +6,44 @@ use candle_core::{Device, Tensor};
 
 use super::TrainError;
 use super::batch::Row;
+use super::descent::{Descent, Trainable};
 use super::gradient::differentiate;
-use super::learner::{Learner, MicroBatch, Moment, Part, Trainable};
+use super::learner::{Learner, MicroBatch, Moment, Outcome, Part, Restored, State, Update};
 use super::score::{Score, score};
-use crate::model::Decoder;
 use crate::model::decoder::Keep;
+use crate::model::{Decoder, Model};
+
+/// A prompt that is trained, wherever it lies.
+pub trait PromptLearner: Learner {
+    /// The prompt `[n, hidden]` as it is now.
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn prompt(&mut self) -> Result<Tensor, TrainError>;
+}
+
+/// The prompt `init` `[n, hidden]` before a model, on the model's device; `keep` says what a pass keeps until it is gone
+/// back.
+///
+/// # Errors
+/// A prompt of another width than the model, or without a virtual token.
+pub fn before<'a>(
+    model: &'a Model,
+    init: &Tensor,
+    keep: Keep,
+) -> Result<Box<dyn PromptLearner + 'a>, TrainError> {
+    Ok(match model {
+        Model::Processor(decoder) => Box::new(SoftPrompt::new(decoder, init, keep)?),
+        #[cfg(feature = "cuda")]
+        Model::Card(engine) => Box::new(super::card::CardPrompt::new(engine, init, keep)?),
+    })
+}
 
 /// Rows that are scored at a time.
 const EVAL_BATCH: usize = 16;
+
+/// What checkpoints call the prompt.
+pub(super) const NAME: &str = "prompt_embeddings";
 
 /// A prompt before a frozen model.
 pub struct SoftPrompt<'a> {
@@ -22,6 +52,7 @@ pub struct SoftPrompt<'a> {
     shape: [usize; 2],
     numbers: Vec<f32>,
     gradient: Vec<f32>,
+    descent: Descent,
 }
 
 impl<'a> SoftPrompt<'a> {
@@ -35,7 +66,8 @@ impl<'a> SoftPrompt<'a> {
             return Err(TrainError::Option("a prompt needs at least one virtual token".into()));
         }
         let shape = [numbers.len() / model.shape().hidden, model.shape().hidden];
-        Ok(Self { model, keep, shape, gradient: vec![0.0; numbers.len()], numbers })
+        let descent = Descent::new([numbers.len()].into_iter());
+        Ok(Self { model, keep, shape, gradient: vec![0.0; numbers.len()], numbers, descent })
     }
 
     /// The prompt `[n, hidden]` as it is now.
@@ -44,6 +76,18 @@ impl<'a> SoftPrompt<'a> {
     /// A failed tensor operation.
     pub fn tensor(&self) -> Result<Tensor, TrainError> {
         Ok(Tensor::from_slice(&self.numbers, &self.shape, &Device::Cpu)?)
+    }
+
+    fn parts(&mut self) -> (&mut Descent, Trainable<'_>) {
+        let trainable = Trainable {
+            name: NAME,
+            shape: &self.shape,
+            numbers: &mut self.numbers,
+            gradient: &mut self.gradient,
+            // PEFT hands the prompt to AdamW like any other parameter.
+            decays: true,
+        };
+        (&mut self.descent, trainable)
     }
 }
 
@@ -64,18 +108,23 @@ impl Learner for SoftPrompt<'_> {
         let MicroBatch { rows, longest, labels } = *batch;
         let found = differentiate(self.model, &self.numbers, rows, longest, labels, self.keep)?;
         self.gradient.iter_mut().zip(found.prompt.iter()).for_each(|(sum, part)| *sum += part);
-        Ok(Part { loss: found.loss, tokens: found.tokens })
+        Ok(Part { loss: Some(found.loss), tokens: found.tokens })
     }
 
-    fn tensors(&mut self) -> Vec<Trainable<'_>> {
-        vec![Trainable {
-            name: "prompt_embeddings",
-            shape: &self.shape,
-            numbers: &mut self.numbers,
-            gradient: &mut self.gradient,
-            // PEFT hands the prompt to AdamW like any other parameter.
-            decays: true,
-        }]
+    fn update(&mut self, update: &Update) -> Result<Option<Outcome>, TrainError> {
+        let (descent, trainable) = self.parts();
+        Ok(Some(descent.step(vec![trainable], update)))
+    }
+
+    fn states(&mut self) -> Result<Vec<State<'_>>, TrainError> {
+        let (descent, trainable) = self.parts();
+        Ok(descent.states(std::iter::once(trainable)))
+    }
+
+    fn restore(&mut self, steps: usize, tensors: Vec<Restored>) -> Result<(), TrainError> {
+        let (descent, trainable) = self.parts();
+        descent.restore(steps, vec![trainable], tensors);
+        Ok(())
     }
 
     fn score(
@@ -84,5 +133,11 @@ impl Learner for SoftPrompt<'_> {
         watch: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<Score>, TrainError> {
         score(self.model, Some(&self.tensor()?), rows, EVAL_BATCH, watch)
+    }
+}
+
+impl PromptLearner for SoftPrompt<'_> {
+    fn prompt(&mut self) -> Result<Tensor, TrainError> {
+        self.tensor()
     }
 }

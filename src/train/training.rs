@@ -6,14 +6,12 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
-use super::adamw::{AdamW, AdamWOptions};
 use super::batch::{Row, check};
 use super::checkpoint::{Best, Checkpoints, Numbers, Resumed, State, Timing};
-use super::learner::{Learner, MicroBatch, Moment, Trainable};
+use super::learner::{Learner, MicroBatch, Moment, Outcome, Restored, State as Tensor, Trouble, Update};
 use super::order::Order;
 use super::recipe::{LossOver, Recipe};
 use super::score::Score;
@@ -130,6 +128,11 @@ pub trait Observer<L> {
         false
     }
 
+    /// Something the user should know.
+    fn warning(&mut self, text: &str) {
+        let _ = text;
+    }
+
     /// Whether somebody asked to stop; asked before every pass through the model.
     fn cancelled(&self) -> bool {
         false
@@ -160,9 +163,9 @@ impl Training<'_> {
         observer: &mut dyn Observer<L>,
     ) -> Result<Course, TrainError> {
         self.check(learner)?;
-        let mut run = Run::new(self, learner);
+        let mut run = Run::new(self, learner)?;
         let resumed = match self.checkpoints {
-            Some(checkpoints) => checkpoints.resume(&run.made_with(learner))?,
+            Some(checkpoints) => checkpoints.resume(&run.made_with(learner)?)?,
             None => None,
         };
         if let Some(resumed) = resumed {
@@ -177,9 +180,11 @@ impl Training<'_> {
         if self.recipe.load_best
             && let Some(best) = &run.best
         {
-            for (tensor, best) in learner.tensors().into_iter().zip(best) {
-                tensor.numbers.copy_from_slice(best);
-            }
+            let moments = |tensor: &Tensor| (tensor.moments.0.to_vec(), tensor.moments.1.to_vec());
+            let moments: Vec<_> = learner.states()?.iter().map(moments).collect();
+            let best = best.iter().cloned().zip(moments);
+            let best = best.map(|(numbers, moments)| Restored { numbers, moments }).collect();
+            learner.restore(run.state.course.steps, best)?;
             run.state.course.best_step = run.state.best.map(|best| best.step);
         }
         Ok(run.state.course)
@@ -214,7 +219,8 @@ impl Training<'_> {
 struct Run<'a> {
     training: &'a Training<'a>,
     steps: usize,
-    optimizers: Vec<AdamW>,
+    /// Steps that were taken and of which nobody knows yet what came.
+    pending: Vec<Step>,
     /// A digest of the tensors that training begins with.
     start: String,
     state: State,
@@ -227,31 +233,19 @@ struct Run<'a> {
     saving: Duration,
 }
 
-/// What came out of one step.
-struct Pass {
-    loss: f64,
-    grad_norm: f64,
-    tokens: usize,
-}
-
 impl<'a> Run<'a> {
-    fn new<L: Learner>(training: &'a Training<'a>, learner: &mut L) -> Self {
-        let options = training.recipe.optimizer;
-        let optimizer = |tensor: &Trainable| {
-            let weight_decay = if tensor.decays { options.weight_decay } else { 0.0 };
-            AdamW::new(AdamWOptions { weight_decay, ..options }, tensor.numbers.len())
-        };
-        Self {
+    fn new<L: Learner>(training: &'a Training<'a>, learner: &mut L) -> Result<Self, TrainError> {
+        Ok(Self {
             training,
             steps: training.recipe.length.steps(training.rows.len(), training.window()),
-            optimizers: learner.tensors().iter().map(optimizer).collect(),
-            start: beginning(&learner.tensors()),
+            pending: Vec::new(),
+            start: beginning(&learner.states()?),
             state: State::default(),
             best: None,
             saved: 0,
             saved_at: Instant::now(),
             saving: Duration::ZERO,
-        }
+        })
     }
 
     fn go<L: Learner>(&mut self, learner: &mut L, observer: &mut dyn Observer<L>) -> Result<(), TrainError> {
@@ -277,24 +271,63 @@ impl<'a> Run<'a> {
             let start = Instant::now();
             let rows = visited.chunks(window).nth(self.state.in_epoch).unwrap_or_default();
             let rate = recipe.learning_rate * recipe.schedule.factor(done, recipe.warmup_steps, self.steps);
-            let step = done + 1;
-            let Pass { loss, grad_norm, tokens } = self.step(step, rows, rate, learner, observer)?;
-            self.state.course.steps = step;
-            self.state.course.tokens += tokens;
-            self.state.in_epoch += 1;
-            self.state.losses += loss;
-            observer.step(&Step {
-                step,
+            let mut step = Step {
+                step: done + 1,
                 steps: self.steps,
                 epoch: drawn,
                 rows: rows.to_vec(),
                 learning_rate: rate,
-                loss,
-                grad_norm,
-                tokens,
-                seconds: start.elapsed().as_secs_f64(),
-            })?;
+                loss: 0.0,
+                grad_norm: 0.0,
+                tokens: 0,
+                seconds: 0.0,
+            };
+            let outcome = self.step(&mut step, learner, observer)?;
+            step.seconds = start.elapsed().as_secs_f64();
+            self.state.course.steps = step.step;
+            self.state.course.tokens += step.tokens;
+            self.state.in_epoch += 1;
+            match outcome {
+                Some(outcome) => self.tell(step, outcome, observer)?,
+                None => self.pending.push(step),
+            }
         }
+    }
+
+    /// Tells of a step what came of it.
+    fn tell<L>(
+        &mut self,
+        mut step: Step,
+        outcome: Outcome,
+        observer: &mut dyn Observer<L>,
+    ) -> Result<(), TrainError> {
+        step.loss += outcome.loss;
+        if !step.loss.is_finite() {
+            return Err(TrainError::Loss { step: step.step, loss: step.loss, rows: step.rows });
+        }
+        check_gradient(&step, &outcome)?;
+        step.grad_norm = outcome.norm;
+        self.state.losses += step.loss;
+        observer.step(&step)
+    }
+
+    /// Waits for the steps that are pending and tells of them; what they took is shared out.
+    fn settle<L: Learner>(
+        &mut self,
+        learner: &mut L,
+        observer: &mut dyn Observer<L>,
+    ) -> Result<(), TrainError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let outcomes = learner.settle()?;
+        let waited = start.elapsed().as_secs_f64() / self.pending.len() as f64;
+        for (mut step, outcome) in std::mem::take(&mut self.pending).into_iter().zip(outcomes) {
+            step.seconds += waited;
+            self.tell(step, outcome, observer)?;
+        }
+        Ok(())
     }
 
     /// Does what is due after the steps done so far and was not done yet: evaluation, the end of an epoch, a
@@ -308,6 +341,13 @@ impl<'a> Run<'a> {
         let step = self.state.course.steps;
         let per_epoch = rows.len().div_ceil(self.training.window());
         let ends_epoch = self.state.in_epoch == per_epoch || (step == self.steps && self.state.in_epoch > 0);
+        let wanted = checkpoints.is_some_and(|checkpoints| {
+            checkpoints.wants(step, ends_epoch) || self.saved_at.elapsed() >= self.interval(checkpoints)
+        });
+        let evaluates = !eval.is_empty() && recipe.eval_every.is_due(step, ends_epoch);
+        if ends_epoch || wanted || evaluates || self.pending.len() >= learner.steps_ahead() {
+            self.settle(learner, observer)?;
+        }
         let evaluated = self.state.course.evaluations.last().is_some_and(|last| last.step == step);
         if step > 0 && !eval.is_empty() && !evaluated && recipe.eval_every.is_due(step, ends_epoch) {
             self.evaluate(learner, observer)?;
@@ -323,7 +363,7 @@ impl<'a> Run<'a> {
         if checkpoints.wants(step, ends_epoch) {
             self.save(learner, observer, Timing::Asked)?;
         } else if match step < self.steps && !self.state.course.stopped_early {
-            true => self.saved_at.elapsed() >= checkpoints.interval.max(self.saving * SHARE),
+            true => wanted,
             false => observer.keeps_the_end(),
         } {
             self.save(learner, observer, Timing::Interim)?;
@@ -331,15 +371,20 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// How long after a checkpoint the next one is due in any case.
+    fn interval(&self, checkpoints: &Checkpoints) -> Duration {
+        checkpoints.interval.max(self.saving * SHARE)
+    }
+
+    /// Takes a step, and fills in its loss as far as it is known, and its tokens.
     fn step<L: Learner>(
         &mut self,
-        step: usize,
-        rows: &[usize],
-        learning_rate: f64,
+        to_fill: &mut Step,
         learner: &mut L,
-        observer: &dyn Observer<L>,
-    ) -> Result<Pass, TrainError> {
+        observer: &mut dyn Observer<L>,
+    ) -> Result<Option<Outcome>, TrainError> {
         let Training { recipe, rows: all, .. } = *self.training;
+        let (step, rows) = (to_fill.step, to_fill.rows.as_slice());
         let prefix = learner.prefix();
         let predicted: usize = rows.iter().map(|&i| all[i].kept(prefix)).sum();
         if predicted == 0 {
@@ -349,9 +394,6 @@ impl<'a> Run<'a> {
             LossOver::Predicted => predicted,
             LossOver::AllLabels => rows.iter().map(|&i| all[i].labels.iter().flatten().count()).sum(),
         };
-        for tensor in learner.tensors() {
-            tensor.gradient.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0.0));
-        }
         let (mut loss, mut tokens) = (0.0, 0);
         let micro_batches = rows.chunks(recipe.batch_size).flat_map(|batch| {
             let longest = batch.iter().map(|&i| all[i].ids.len()).max().unwrap_or(0);
@@ -368,19 +410,22 @@ impl<'a> Run<'a> {
             }
             let batch = MicroBatch { rows: &rows, longest, labels };
             let part = learner.differentiate(&batch, Moment { step, pass })?;
-            loss += part.loss;
+            loss += part.loss.unwrap_or(0.0);
             if !loss.is_finite() {
                 return Err(TrainError::Loss { step, loss, rows: micro.to_vec() });
             }
             tokens += part.tokens;
         }
-        let tensors = learner.tensors();
-        let grad_norm = norm(step, rows, &tensors)?;
-        let scale = recipe.max_grad_norm.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0) as f32);
-        for (tensor, optimizer) in tensors.into_iter().zip(&mut self.optimizers) {
-            optimizer.step(learning_rate, tensor.numbers, tensor.gradient, scale);
+        (to_fill.loss, to_fill.tokens) = (loss, tokens);
+        let outcome = learner.update(&Update {
+            optimizer: recipe.optimizer,
+            learning_rate: to_fill.learning_rate,
+            max_norm: recipe.max_grad_norm,
+        })?;
+        for text in learner.warnings() {
+            observer.warning(&text);
         }
-        Ok(Pass { loss, grad_norm, tokens })
+        Ok(outcome)
     }
 
     fn evaluate<L: Learner>(
@@ -406,7 +451,7 @@ impl<'a> Run<'a> {
             self.state.best = Some(Best { step: evaluation.step, loss });
             self.state.waited = 0;
             if recipe.load_best {
-                self.best = Some(learner.tensors().iter().map(|t| t.numbers.to_vec()).collect());
+                self.best = Some(learner.states()?.iter().map(|t| t.numbers.to_vec()).collect());
             }
         } else {
             self.state.waited += 1;
@@ -417,11 +462,11 @@ impl<'a> Run<'a> {
     }
 
     /// What has to be the same for a checkpoint to be gone on from.
-    fn made_with<L: Learner>(&self, learner: &mut L) -> BTreeMap<String, String> {
+    fn made_with<L: Learner>(&self, learner: &mut L) -> Result<BTreeMap<String, String>, TrainError> {
         let Training { recipe, rows, eval, .. } = *self.training;
         let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
-        let tensors: Vec<_> = learner.tensors().iter().map(|t| format!("{} {:?}", t.name, t.shape)).collect();
-        [
+        let tensors: Vec<_> = learner.states()?.iter().map(|t| format!("{} {:?}", t.name, t.shape)).collect();
+        Ok([
             ("steps", text(&self.steps)),
             ("batch_size", text(&recipe.batch_size)),
             ("gradient_accumulation", text(&recipe.gradient_accumulation)),
@@ -443,7 +488,7 @@ impl<'a> Run<'a> {
             ("computing in", learner.computes_with()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
-        .into()
+        .into())
     }
 
     fn save<L: Learner>(
@@ -453,14 +498,14 @@ impl<'a> Run<'a> {
         timing: Timing,
     ) -> Result<(), TrainError> {
         let Some(checkpoints) = self.training.checkpoints else { return Ok(()) };
+        self.settle(learner, observer)?;
         let step = self.state.course.steps;
         let start = Instant::now();
         observer.checkpoint(step)?;
-        let made_with = self.made_with(learner);
-        let tensors = learner.tensors();
+        let made_with = self.made_with(learner)?;
         let mut numbers = Vec::new();
-        for (i, tensor) in tensors.iter().enumerate() {
-            let (mean, square) = self.optimizers[i].moments();
+        for (i, tensor) in learner.states()?.into_iter().enumerate() {
+            let (mean, square) = tensor.moments;
             let best = self.best.as_ref().map(|best| best[i].as_slice());
             numbers.push(Numbers {
                 name: tensor.name,
@@ -478,14 +523,13 @@ impl<'a> Run<'a> {
 
     fn restore<L: Learner>(&mut self, resumed: Resumed, learner: &mut L) -> Result<(), TrainError> {
         let steps = resumed.state().course.steps;
-        let mut best = Vec::new();
-        for (tensor, optimizer) in learner.tensors().into_iter().zip(&mut self.optimizers) {
-            let len = tensor.numbers.len();
-            let found = resumed.tensor(tensor.name, len)?;
-            tensor.numbers.copy_from_slice(&found.now);
-            optimizer.restore(steps, found.mean, found.square);
+        let (mut best, mut restored) = (Vec::new(), Vec::new());
+        for tensor in learner.states()? {
+            let found = resumed.tensor(tensor.name, tensor.numbers.len())?;
+            restored.push(Restored { numbers: found.now, moments: (found.mean, found.square) });
             best.extend(found.best);
         }
+        learner.restore(steps, restored)?;
         self.best = (!best.is_empty()).then_some(best);
         self.saved = steps;
         self.state = resumed.into_state();
@@ -496,37 +540,19 @@ impl<'a> Run<'a> {
 /// Interim checkpoints may take one part in so many of the time.
 const SHARE: u32 = 30;
 
-/// Numbers that are added up before their sums are: the same however many threads there are.
-const CHUNK: usize = 1 << 14;
-
-/// The length of all gradients together.
-///
-/// # Errors
-/// It is not finite, or a tensor gets none in the first step.
-fn norm(step: usize, rows: &[usize], tensors: &[Trainable]) -> Result<f64, TrainError> {
-    let mut all = 0.0;
-    for tensor in tensors {
-        let sums: Vec<f64> = tensor
-            .gradient
-            .par_chunks(CHUNK)
-            .map(|chunk| chunk.iter().map(|g| f64::from(*g).powi(2)).sum())
-            .collect();
-        let sum: f64 = sums.iter().sum();
-        let wrong =
-            |what| TrainError::Gradient { step, tensor: tensor.name.to_owned(), what, rows: rows.to_vec() };
-        if !sum.is_finite() {
-            return Err(wrong("not finite"));
-        }
-        if step == 1 && sum == 0.0 {
-            return Err(wrong("zero everywhere"));
-        }
-        all += sum;
-    }
-    Ok(all.sqrt())
+/// Refuses a gradient that is not finite, or of which a tensor gets none in the first step.
+fn check_gradient(step: &Step, outcome: &Outcome) -> Result<(), TrainError> {
+    let Some((tensor, trouble)) = &outcome.trouble else { return Ok(()) };
+    let what = match trouble {
+        Trouble::NotFinite => "not finite",
+        Trouble::Zero if step.step == 1 => "zero everywhere",
+        Trouble::Zero => return Ok(()),
+    };
+    Err(TrainError::Gradient { step: step.step, tensor: tensor.clone(), what, rows: step.rows.clone() })
 }
 
 /// Which numbers training begins with, in few characters: those of another model differ.
-fn beginning(tensors: &[Trainable]) -> String {
+fn beginning(tensors: &[Tensor]) -> String {
     let mut hasher = blake3::Hasher::new();
     for tensor in tensors {
         hasher.update_rayon(bytemuck::cast_slice(tensor.numbers));

@@ -32,7 +32,7 @@ pub fn differentiate_weights(
     gradients: &mut Gradients,
 ) -> Result<WeightPass, ModelError> {
     let batch = match dropout {
-        Dropout::Off => Batch::new(rows, model, &[], longest),
+        Dropout::Off => Batch::new(rows, model, 0, longest),
         Dropout::On { .. } => Batch::apart(rows, model, longest),
     };
     if batch.asked.is_empty() {

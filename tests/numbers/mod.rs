@@ -7,11 +7,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use pipe::device::{Device as Place, DeviceSpec};
 use pipe::model::decoder::Keep;
 use pipe::model::layout::{Layout, PackedRow};
 use pipe::model::ops::cross_entropy::judge_with_gradient;
 use pipe::model::{self, Decoder, Precision};
-use pipe::train::soft_prompt::SoftPrompt;
+use pipe::model::{Model, Numerics};
+use pipe::train::soft_prompt::{SoftPrompt, before};
 use pipe::train::training::{Observer, Step};
 use pipe::train::{Pads, Recipe, Row, TrainError, Training};
 
@@ -30,7 +32,7 @@ pub fn shared(name: &str) -> Option<PathBuf> {
 }
 
 pub fn load(folder: &Path) -> Decoder {
-    model::load(folder, &Device::Cpu, Precision::F32).unwrap()
+    model::load(folder, Precision::F32).unwrap()
 }
 
 pub fn tensors(path: &Path) -> HashMap<String, Tensor> {
@@ -118,6 +120,31 @@ pub fn train<'m>(
     let mut prompt = SoftPrompt::new(model, init, Keep::Everything)?;
     Training { recipe, rows, eval: &[], checkpoints: None }.run(&mut prompt, observer)?;
     prompt.tensor()
+}
+
+/// The device that the recipes are run on: the processor, or what `PIPE_TEST_DEVICE` names.
+pub fn device() -> Place {
+    let named = std::env::var("PIPE_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    named.parse::<DeviceSpec>().unwrap().open().unwrap()
+}
+
+/// How far a loss may be off in the first steps: a GPU's products are summed in other orders.
+pub fn tolerance() -> f64 {
+    if device() == Place::Cpu { 1e-4 } else { 1e-3 }
+}
+
+/// [`train`] of the model in a folder, on the device that the recipes are run on.
+pub fn train_there(
+    folder: &Path,
+    init: &Tensor,
+    rows: &[Row],
+    recipe: &Recipe,
+    recorder: &mut Recorder,
+) -> Result<Tensor, TrainError> {
+    let model = Model::open(folder, device(), Numerics::default())?;
+    let mut prompt = before(&model, init, Keep::Everything)?;
+    Training { recipe, rows, eval: &[], checkpoints: None }.run(&mut prompt, recorder)?;
+    prompt.prompt()
 }
 
 /// Keeps every step.

@@ -61,6 +61,11 @@ impl Dropout {
 }
 
 impl Mask {
+    /// The key's bits, below which bits a number is dropped, and what the others are multiplied by.
+    pub fn parts(&self) -> (u64, u32, f32) {
+        (self.key.bits_of_all(), self.threshold, self.scale)
+    }
+
     /// Drops numbers of rows `[rows, width]` and scales up the others; the gradient goes through the same way.
     pub fn apply(&self, rows: &mut [f32], width: usize) {
         let each = rows.par_chunks_mut(width.max(1)).enumerate().with_min_len(8);

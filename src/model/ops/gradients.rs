@@ -89,6 +89,11 @@ impl Vector {
         all
     }
 
+    /// The stretches of stored tensors that it consists of, one after the other; none: it is frozen.
+    pub fn sources(&self) -> impl Iterator<Item = (TensorId, Range<usize>)> {
+        self.sources.iter().map(|source| (source.tensor, source.numbers.clone()))
+    }
+
     /// Adds the sum of the rows `[rows, len]` to the vector's gradient.
     pub fn add_sum(&self, rows: &[f32], gradients: &mut Gradients) {
         let mut column = 0;

@@ -46,6 +46,16 @@ impl Linear {
         &self.weight
     }
 
+    /// The bias, if it has one.
+    pub fn bias(&self) -> Option<&Vector> {
+        self.bias.as_ref()
+    }
+
+    /// Where the weight's gradient goes; `None`: it is frozen.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
+    }
+
     /// What the products are computed in.
     pub fn precision(&self) -> Precision {
         self.precision

@@ -37,6 +37,11 @@ impl Norm {
         Self { weight, bias: None, eps }
     }
 
+    /// Its weight, its bias if it has one, and what is added to the variance.
+    pub fn parts(&self) -> (&Vector, Option<&Vector>, f64) {
+        (&self.weight, self.bias.as_ref(), self.eps)
+    }
+
     /// `x: [rows, width]` → `y`, the same.
     ///
     /// # Panics

@@ -72,6 +72,11 @@ impl KeyValue {
         (self.key.first * self.dim, self.key.step * self.dim)
     }
 
+    /// The column where the first head's value begins; the others' are as far apart as the keys.
+    pub fn first_value_column(&self) -> usize {
+        self.value.first * self.dim
+    }
+
     /// Numbers in a row of the key/value matrix.
     pub fn width(&self) -> usize {
         2 * self.kv_heads * self.dim

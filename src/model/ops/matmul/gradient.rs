@@ -72,7 +72,32 @@ impl Weight {
     }
 }
 
+/// Some outputs of a weight, and where their numbers are in a stored tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// The tensor.
+    pub tensor: TensorId,
+    /// Of the weight.
+    pub outputs: Range<usize>,
+    /// Where the first output's number for the first input is.
+    pub first: usize,
+    /// How far the next output's is, and the next input's.
+    pub steps: (usize, usize),
+}
+
 impl Origin {
+    /// Where the numbers of the weight are.
+    pub fn stretches(&self) -> impl Iterator<Item = Stretch> {
+        self.places.iter().map(|place| {
+            let Place { tensor, stride, stored, .. } = *place;
+            let (first, steps) = match place.orientation {
+                Orientation::OutputsByInputs => (stored * stride, (stride, 1)),
+                Orientation::InputsByOutputs => (stored, (1, stride)),
+            };
+            Stretch { tensor, outputs: place.outputs.clone(), first, steps }
+        })
+    }
+
     /// Adds the gradient of `range` of the outputs, from the inputs `x` `[tokens, inputs]` and those outputs' gradient
     /// `dy` `[tokens, range]`.
     pub fn add_outputs(&self, range: Range<usize>, x: &[f32], dy: &[f32], gradients: &mut Gradients) {

@@ -25,7 +25,7 @@ use half::slice::HalfFloatSliceExt;
 use pack::{Lines, Matrix};
 use weight::{Orientation, Part};
 
-pub use gradient::Origin;
+pub use gradient::{Origin, Stretch};
 pub use pieces::{LONGEST, Lanes, Packed, Piece};
 pub use weight::{Numbers, Slice, Weight};
 
@@ -36,6 +36,26 @@ pub enum Precision {
     F32,
     /// To bf16, to nearest even.
     BF16,
+}
+
+/// What of the processor products use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Units {
+    /// Vectors of 512 bits: AVX-512.
+    pub vectors_of_512_bits: bool,
+    /// The matrix unit, for bf16: AMX.
+    pub matrix_unit: bool,
+}
+
+/// What this processor has.
+pub fn units() -> Units {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    return Units {
+        vectors_of_512_bits: matches!(pulp::Arch::new(), pulp::Arch::V4(_)),
+        matrix_unit: amx::Unit::get().is_some(),
+    };
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    Units { vectors_of_512_bits: false, matrix_unit: false }
 }
 
 /// Who computes a product. The result has the same bits either way.

@@ -80,6 +80,15 @@ impl Numbers {
         }
     }
 
+    /// Where in memory they are.
+    fn address(&self) -> usize {
+        match self {
+            Self::F32(numbers) => numbers.as_slice().as_ptr() as usize,
+            Self::F16(numbers) => numbers.as_slice().as_ptr() as usize,
+            Self::BF16(numbers) => numbers.as_slice().as_ptr() as usize,
+        }
+    }
+
     /// The parameter whose numbers these are, if it is trained.
     pub fn tensor(&self) -> Option<TensorId> {
         match self {
@@ -219,6 +228,12 @@ impl Weight {
             Numbers::F16(numbers) => part.widen(numbers.as_slice(), output, row),
             Numbers::BF16(numbers) => part.widen(numbers.as_slice(), output, row),
         }
+    }
+
+    /// Whether both are the same numbers in memory.
+    pub fn is(&self, other: &Self) -> bool {
+        let first = |weight: &Self| weight.parts.first().map(|part| part.numbers.address());
+        (self.outputs, self.inputs, first(self)) == (other.outputs, other.inputs, first(other))
     }
 
     /// How many numbers go into a product.
