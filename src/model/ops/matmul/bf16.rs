@@ -4,15 +4,19 @@
 //! which thread computes what.
 
 use half::slice::HalfFloatSliceExt;
+use pulp::bytemuck::cast;
 use pulp::x86::V4;
+use pulp::{Simd, f32x16};
 use rayon::prelude::*;
+use std::arch::x86_64::{__m256i, __m512, _CMP_UNORD_Q};
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::amx::{SIDE, STEP, Session, Sums, TILE, Unit};
-use super::pack::{Lines, round_to_bf16};
+use super::amx::{Ahead, SIDE, STEP, Session, Sums, TILE, Unit};
+use super::pack::round_to_bf16;
 use super::{
-    Block, Kernel, Numbers, Onto, Operand, PANEL, STRIP, StoredRows, Threads, each, pairs, scratch, strips,
+    Addend, Block, From, Kernel, Numbers, Operand, PANEL, STRIP, StoredRows, Threads, each, pairs, scratch,
+    strips,
 };
 
 thread_local! {
@@ -58,37 +62,51 @@ impl Tiles<'_> {
             .collect();
         scratch::with(&TILES, rows.div_ceil(SIDE) * steps * TILE, |packed| {
             let out = packed.chunks_exact_mut(steps * TILE).zip(x.chunks(SIDE * depth)).collect();
-            each(threads, out, |(out, x): (&mut [u16], &[f32])| pack_rows(x, depth, blocks, out));
+            each(threads, out, |(out, x): (&mut [u16], &[f32])| pack_rows(simd, x, depth, blocks, out));
             f(&Tiles { unit, simd, packed, starts, steps });
         });
     }
 }
 
 /// Rounds at most sixteen rows into their tiles `[step, 16, 32]`.
-fn pack_rows(x: &[f32], depth: usize, blocks: &[Range<usize>], out: &mut [u16]) {
-    pulp::Arch::new().dispatch(
+fn pack_rows(simd: V4, x: &[f32], depth: usize, blocks: &[Range<usize>], out: &mut [u16]) {
+    let steps = blocks
+        .iter()
+        .flat_map(|block| block.clone().step_by(STEP).map(move |start| start..block.end.min(start + STEP)));
+    let (tiles, _) = out.as_chunks_mut::<TILE>();
+    let tiles = tiles.iter_mut().zip(steps);
+    simd.vectorize(
         #[inline(always)]
-        || {
-            let (tiles, _) = out.as_chunks_mut::<TILE>();
-            let steps = blocks.iter().flat_map(|block| {
-                block.clone().step_by(STEP).map(move |start| start..block.end.min(start + STEP))
-            });
-            for (tile, step) in tiles.iter_mut().zip(steps) {
-                if step.len() < STEP || x.len() < SIDE * depth {
+        move || {
+            for (tile, step) in tiles {
+                if x.len() < SIDE * depth {
                     tile.fill(0);
                 }
-                for (out, x) in tile.chunks_exact_mut(STEP).zip(x.chunks_exact(depth)) {
-                    for (out, &x) in out.iter_mut().zip(&x[step.clone()]) {
-                        *out = (round_to_bf16(x).to_bits() >> 16) as u16;
-                    }
+                for (out, x) in tile.as_chunks_mut::<STEP>().0.iter_mut().zip(x.chunks_exact(depth)) {
+                    let (first, second) = x[step.clone()].split_at(step.len().min(SIDE));
+                    let first = rounded(simd, cast(vector(simd, first)));
+                    let second = rounded(simd, cast(vector(simd, second)));
+                    *out = cast([first, second]);
                 }
             }
         },
     );
 }
 
+/// Sixteen numbers rounded to bf16, to nearest even; NaN stays NaN.
+#[inline(always)]
+fn rounded(simd: V4, x: __m512) -> __m256i {
+    let f = simd.avx512f;
+    let bits = cast(x);
+    let odd = f._mm512_and_si512(f._mm512_srli_epi32::<16>(bits), f._mm512_set1_epi32(1));
+    let up = f._mm512_add_epi32(bits, f._mm512_add_epi32(odd, f._mm512_set1_epi32(0x7fff)));
+    let quiet_nan = f._mm512_or_si512(bits, f._mm512_set1_epi32(0x0040_0000));
+    let is_nan = f._mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    f._mm512_cvtepi32_epi16(f._mm512_srli_epi32::<16>(f._mm512_mask_blend_epi32(is_nan, up, quiet_nan)))
+}
+
 impl Kernel for Tiles<'_> {
-    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, onto: Onto) {
+    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, from: From) {
         let session = self.unit.configure();
         let mut strips = strips(blocks, columns).peekable();
         scratch::with(&WEIGHT, STRIP, |weight| {
@@ -103,30 +121,26 @@ impl Kernel for Tiles<'_> {
                         &*weight
                     }
                 };
-                let mut next = strips.peek().map_or(Lines::none(), |(block, columns)| {
-                    match self.laid_out(block, columns) {
-                        Some(panel) => Lines::new(panel, panel.len(), 0..1, 0..panel.len()),
-                        None => block.lines(columns.clone()),
-                    }
-                });
-                let lines = next.len().div_ceil(panels * y.len().div_ceil(2 * SIDE));
+                let next = strips.peek().and_then(|(block, columns)| self.laid_out(block, columns));
                 let start = self.starts[block.index];
                 for (column, weight) in columns.clone().step_by(PANEL).zip(weight.chunks_exact(steps * TILE))
                 {
+                    let panel = Panel { first_step: start, weight, next: next.unwrap_or(&[]) };
                     let columns = column..columns.end.min(column + PANEL);
-                    let tiles = start..start + steps;
-                    self.add_panel(
-                        &session,
-                        tiles,
-                        weight,
-                        (&mut *y, onto.of(blocks, block)),
-                        columns,
-                        || next.prefetch(lines),
-                    );
+                    self.add_panel(&session, &panel, y, columns, from.of(blocks, block));
                 }
             }
         });
     }
+}
+
+/// A panel of the weight: some steps of the depth for 32 columns.
+struct Panel<'a> {
+    /// Which of x's steps is the first.
+    first_step: usize,
+    weight: &'a [u32],
+    /// The panel after this one, if it is laid out already.
+    next: &'a [u32],
 }
 
 /// All panels of an operand of one part.
@@ -154,51 +168,72 @@ impl Tiles<'_> {
         Some(&panels[first * TILE..(first + block.depth.len().div_ceil(STEP)) * TILE])
     }
 
-    /// All rows of x times one packed panel of the weight.
+    /// All rows of x times one panel of the weight.
     fn add_panel(
         &self,
         session: &Session,
-        steps: Range<usize>,
-        weight: &[u32],
-        (y, onto): (&mut [&mut [f32]], Onto),
+        panel: &Panel,
+        y: &mut [&mut [f32]],
         columns: Range<usize>,
-        mut prefetch: impl FnMut(),
+        from: From,
     ) {
         let mut sums = Sums::new();
-        let tiles = steps.start * TILE..steps.end * TILE;
-        for (x, y) in self.packed.chunks(2 * self.steps * TILE).zip(y.chunks_mut(2 * SIDE)) {
-            prefetch();
+        let tiles = panel.first_step * TILE..panel.first_step * TILE + panel.weight.len();
+        let mut next = panel.next.chunks(Ahead::reach(panel.weight.len() / TILE));
+        let pairs = self.packed.chunks(2 * self.steps * TILE).zip(y.chunks_mut(2 * SIDE));
+        for (pair, (x, y)) in pairs.enumerate() {
             let (first, second) = x.split_at(self.steps * TILE);
             if second.is_empty() {
-                session.multiply_one(&first[tiles.clone()], weight, &mut sums);
+                session.multiply_one(&first[tiles.clone()], panel.weight, &mut sums);
             } else {
-                session.multiply_two([&first[tiles.clone()], &second[tiles.clone()]], weight, &mut sums);
+                let ahead = Ahead::new(next.next().unwrap_or(&[]), y, columns.start);
+                session.multiply_two(
+                    [&first[tiles.clone()], &second[tiles.clone()]],
+                    panel.weight,
+                    &mut sums,
+                    &ahead,
+                );
             }
-            add_sums(&sums, y, columns.clone(), onto);
+            add_sums(self.simd, &sums, (y, pair * 2 * SIDE), columns.clone(), from);
         }
     }
 }
 
-/// Puts a tile's sums into the rows and columns of y that exist, or adds them.
-fn add_sums(sums: &Sums, y: &mut [&mut [f32]], columns: Range<usize>, onto: Onto) {
-    pulp::Arch::new().dispatch(
+/// Puts a tile's sums, and what they are added to, into the rows and columns of y that exist. `row` is the first of
+/// the rows.
+fn add_sums(simd: V4, sums: &Sums, (y, row): (&mut [&mut [f32]], usize), columns: Range<usize>, from: From) {
+    simd.vectorize(
         #[inline(always)]
         || {
-            for (row, y) in y.iter_mut().enumerate() {
-                let [left, right] = &sums.0[row / SIDE];
-                let (left, right) = (&left[row % SIDE], &right[row % SIDE]);
-                let y = &mut y[columns.clone()];
-                let (y_left, y_right) = y.split_at_mut(y.len().min(SIDE));
-                if onto == Onto::Nothing {
-                    y_left.copy_from_slice(&left[..y_left.len()]);
-                    y_right.copy_from_slice(&right[..y_right.len()]);
-                    continue;
+            for (r, y) in y.iter_mut().enumerate() {
+                for (half, y) in y[columns.clone()].chunks_mut(SIDE).enumerate() {
+                    let first = columns.start + half * SIDE;
+                    let sums = cast(sums.0[r / SIDE][half][r % SIDE]);
+                    let sums = match from.addend(row + r, &(first..first + y.len())) {
+                        Addend::Nothing => sums,
+                        Addend::Output => simd.add_f32s(vector(simd, y), sums),
+                        Addend::One(other) => simd.add_f32s(vector(simd, other), sums),
+                        Addend::Two(one, other) => {
+                            simd.add_f32s(simd.add_f32s(vector(simd, one), vector(simd, other)), sums)
+                        }
+                    };
+                    match y.first_chunk_mut() {
+                        Some(y) => *y = cast::<_, [f32; SIDE]>(sums),
+                        None => simd.partial_store_f32s(y, sums),
+                    }
                 }
-                y_left.iter_mut().zip(left).for_each(|(y, sum)| *y += sum);
-                y_right.iter_mut().zip(right).for_each(|(y, sum)| *y += sum);
             }
         },
     );
+}
+
+/// At most sixteen numbers, filled up with zeros.
+#[inline(always)]
+fn vector(simd: V4, numbers: &[f32]) -> f32x16 {
+    match numbers.first_chunk::<SIDE>() {
+        Some(whole) => cast(*whole),
+        None => simd.partial_load_f32s(numbers),
+    }
 }
 
 /// Packs a strip of a block as pairs of bf16 `[panel, step, 2, 16 pairs, 16 columns]`.

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::pack::{LANES, round_all_to_bf16};
-use super::{Block, Kernel, Onto, Precision, scratch};
+use super::{Block, From, Kernel, Precision, scratch};
 
 thread_local! {
     static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
@@ -45,10 +45,8 @@ impl Dots<'_> {
 }
 
 impl Kernel for Dots<'_> {
-    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, onto: Onto) {
-        if onto == Onto::Nothing {
-            y.iter_mut().for_each(|y| y.fill(0.0));
-        }
+    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, from: From) {
+        y.iter_mut().enumerate().for_each(|(row, y)| from.fill(y, row));
         let groups = |block| (0..columns).step_by(GROUP).map(move |at| (block, at..columns.min(at + GROUP)));
         let groups = blocks.iter().flat_map(groups);
         scratch::with(&WEIGHT, GROUP * DEPTH, |weight| {

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::pack::{LANES, Lines, Matrix, prefetch, prefetch_ahead, round_all_to_bf16};
-use super::{Block, Kernel, Onto, PANEL, Precision, STRIP, Threads, each, scratch, strips};
+use super::{Addend, Block, From, Kernel, PANEL, Precision, STRIP, Threads, each, scratch, strips};
 
 thread_local! {
     static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
@@ -51,7 +51,7 @@ impl Vectors<'_> {
 }
 
 impl Kernel for Vectors<'_> {
-    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, onto: Onto) {
+    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, from: From) {
         let mut strips = strips(blocks, columns).peekable();
         scratch::with(&WEIGHT, STRIP, |weight| {
             while let Some((block, columns)) = strips.next() {
@@ -69,7 +69,7 @@ impl Kernel for Vectors<'_> {
                     let rows = first..self.panels.count.min(first + ROW_PANELS);
                     for (start, weight) in columns.clone().step_by(PANEL).zip(weight.chunks_exact(len)) {
                         let columns = start..columns.end.min(start + PANEL);
-                        let (depth, next, onto) = (block.depth.clone(), &mut next, onto.of(blocks, block));
+                        let (depth, next, from) = (block.depth.clone(), &mut next, from.of(blocks, block));
                         pulp::Arch::new().dispatch(Panel {
                             x: self,
                             rows: rows.clone(),
@@ -77,7 +77,7 @@ impl Kernel for Vectors<'_> {
                             weight,
                             y,
                             columns,
-                            onto,
+                            from,
                             next,
                             lines,
                         });
@@ -123,7 +123,7 @@ pub(super) struct Panel<'a, 'n, 'y> {
     pub weight: &'a [f32],
     pub y: &'a mut [&'y mut [f32]],
     pub columns: Range<usize>,
-    pub onto: Onto,
+    pub from: From<'a>,
     /// What will be packed next: it is brought closer meanwhile, some lines with every panel of x.
     pub next: &'a mut Lines<'n>,
     pub lines: usize,
@@ -134,7 +134,7 @@ impl WithSimd for Panel<'_, '_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { x, rows, depth, weight, y, columns, onto, next, lines } = self;
+        let Self { x, rows, depth, weight, y, columns, from, next, lines } = self;
         let (weight, _) = weight.as_chunks::<PANEL>();
         let tile_rows = if S::REGISTER_COUNT >= 32 { 14 } else { 6 };
         let panels = x.packed.chunks_exact(x.depth * LANES).enumerate();
@@ -143,15 +143,23 @@ impl WithSimd for Panel<'_, '_, '_> {
             let rows = x.panels.rows(panel);
             next.prefetch(lines);
             for first in rows.clone().step_by(tile_rows) {
-                let y = &mut y[first..rows.end.min(first + tile_rows)];
+                let mut y = Target { y: &mut y[first..rows.end.min(first + tile_rows)], row: first, from };
                 for offset in (0..columns.len()).step_by(2 * S::F32_LANES) {
                     let columns =
                         columns.start + offset..columns.end.min(columns.start + offset + 2 * S::F32_LANES);
-                    add_rows(simd, packed, first - rows.start, weight, offset, (y, onto), columns);
+                    add_rows(simd, packed, first - rows.start, weight, offset, &mut y, columns);
                 }
             }
         }
     }
+}
+
+/// Some rows of y, and what the product is added to there.
+struct Target<'a, 's, 'y> {
+    y: &'a mut [&'y mut [f32]],
+    /// The first of the rows.
+    row: usize,
+    from: From<'s>,
 }
 
 /// Chooses the tile of as many rows as y has; where it takes a whole panel of x, it begins at its row 0.
@@ -162,13 +170,13 @@ fn add_rows<S: Simd>(
     row: usize,
     weight: &[[f32; PANEL]],
     offset: usize,
-    (y, onto): (&mut [&mut [f32]], Onto),
+    y: &mut Target,
     columns: Range<usize>,
 ) {
     macro_rules! tile {
         ($row:expr; $($rows:literal)*) => {
-            match y.len() {
-                $($rows => add_tile::<S, $rows>(simd, x, $row, weight, offset, (y, onto), columns),)*
+            match y.y.len() {
+                $($rows => add_tile::<S, $rows>(simd, x, $row, weight, offset, y, columns),)*
                 _ => {}
             }
         };
@@ -176,8 +184,7 @@ fn add_rows<S: Simd>(
     if S::REGISTER_COUNT >= 32 { tile!(0; 1 2 3 4 5 6 7 8 9 10 11 12 13 14) } else { tile!(row; 1 2 3 4 5 6) }
 }
 
-/// `y[r, columns] += Σ_k x[k, row + r] · weight[k, offset..]` for two vectors of columns, summed in registers; `=` onto
-/// nothing.
+/// `y[r, columns] = from + Σ_k x[k, row + r] · weight[k, offset..]` for two vectors of columns, summed in registers.
 #[inline(always)]
 fn add_tile<S: Simd, const ROWS: usize>(
     simd: S,
@@ -185,12 +192,15 @@ fn add_tile<S: Simd, const ROWS: usize>(
     row: usize,
     weight: &[[f32; PANEL]],
     offset: usize,
-    (y, onto): (&mut [&mut [f32]], Onto),
+    Target { y, row: first, from }: &mut Target,
     columns: Range<usize>,
 ) {
     // Rows of y are far apart: they are asked for before the sums are ready.
-    for y in y.iter() {
+    for (r, y) in y.iter().enumerate() {
         prefetch(&y[columns.clone()]);
+        if let Addend::One(other) | Addend::Two(other, _) = from.addend(*first + r, &columns) {
+            prefetch(other);
+        }
     }
     let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
     for (x, weight) in x.iter().zip(weight) {
@@ -208,22 +218,35 @@ fn add_tile<S: Simd, const ROWS: usize>(
             sums[1] = simd.mul_add_e_f32s(x, weight[1], sums[1]);
         }
     }
-    for (y, sums) in y.iter_mut().zip(sums) {
+    for ((r, y), sums) in y.iter_mut().enumerate().zip(sums) {
         let y = &mut y[columns.clone()];
+        let start = match from.addend(*first + r, &columns) {
+            Addend::Nothing => None,
+            Addend::Output => Some(two_vectors(simd, y)),
+            Addend::One(other) => Some(two_vectors(simd, other)),
+            Addend::Two(one, other) => {
+                let (one, other) = (two_vectors(simd, one), two_vectors(simd, other));
+                Some([simd.add_f32s(one[0], other[0]), simd.add_f32s(one[1], other[1])])
+            }
+        };
+        let sums =
+            start.map_or(sums, |from| [simd.add_f32s(from[0], sums[0]), simd.add_f32s(from[1], sums[1])]);
         if let (&mut [ref mut first, ref mut second], []) = S::as_mut_simd_f32s(y) {
-            (*first, *second) = match onto {
-                Onto::Nothing => (sums[0], sums[1]),
-                Onto::Output => (simd.add_f32s(*first, sums[0]), simd.add_f32s(*second, sums[1])),
-            };
+            (*first, *second) = (sums[0], sums[1]);
             continue;
         }
         let (first, second) = y.split_at_mut(y.len().min(S::F32_LANES));
-        for (y, sum) in [first, second].into_iter().zip(sums) {
-            let sum = match onto {
-                Onto::Nothing => sum,
-                Onto::Output => simd.add_f32s(simd.partial_load_f32s(y), sum),
-            };
-            simd.partial_store_f32s(y, sum);
-        }
+        simd.partial_store_f32s(first, sums[0]);
+        simd.partial_store_f32s(second, sums[1]);
     }
+}
+
+/// At most two vectors of numbers, filled up with zeros.
+#[inline(always)]
+fn two_vectors<S: Simd>(simd: S, numbers: &[f32]) -> [S::f32s; 2] {
+    if let (&[first, second], []) = S::as_simd_f32s(numbers) {
+        return [first, second];
+    }
+    let (first, second) = numbers.split_at(numbers.len().min(S::F32_LANES));
+    [simd.partial_load_f32s(first), simd.partial_load_f32s(second)]
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::f32::{Panel, Panels, Vectors, panel_rows};
 use super::pack::{LANES, Lines, Matrix};
 use super::weight::{Orientation, Weight};
-use super::{Onto, PANEL, Precision, cut_evenly, scratch};
+use super::{From, PANEL, Precision, cut_evenly, scratch};
 use crate::model::ops::gradients::{Gradients, TensorId};
 
 thread_local! {
@@ -203,7 +203,7 @@ fn add_product(y: &mut [&mut [f32]], left: &Columns, right: &Columns) {
                             weight,
                             y,
                             columns,
-                            onto: Onto::Output,
+                            from: From::OUTPUT,
                             next: &mut Lines::none(),
                             lines: 0,
                         });

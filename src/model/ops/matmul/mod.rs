@@ -135,23 +135,64 @@ const STRIP: usize = 384 * 4 * PANEL;
 
 /// What a kernel is.
 trait Kernel: Sync {
-    /// `y += x · weight` for all rows of the x that it holds, for the first `columns` columns of the blocks.
-    ///
-    /// What y holds does not count where `onto` is nothing.
-    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, onto: Onto);
+    /// `y = from + x · weight` for all rows of the x that it holds, for the first `columns` columns of the blocks.
+    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, from: From);
 }
 
-/// What the first block of a sum is added to; those behind it are added to the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Onto {
+/// What the first block of a sum of some columns is added to; those behind it are added to the output.
+#[derive(Clone, Copy)]
+struct From<'a> {
+    start: Start<'a>,
+    /// The first of the columns.
+    column: usize,
+    /// Columns of the whole product.
+    width: usize,
+}
+
+/// What some columns of a row of the output are added to.
+#[derive(Clone, Copy)]
+enum Addend<'a> {
     Nothing,
     Output,
+    One(&'a [f32]),
+    Two(&'a [f32], &'a [f32]),
 }
 
-impl Onto {
+impl<'a> From<'a> {
+    /// The output.
+    const OUTPUT: Self = Self { start: Start::Output, column: 0, width: 0 };
+
     /// For one of a sum's blocks.
     fn of(self, blocks: &[Block], block: &Block) -> Self {
-        if blocks.first().is_some_and(|first| first.index == block.index) { self } else { Self::Output }
+        if blocks.first().is_some_and(|first| first.index == block.index) { self } else { Self::OUTPUT }
+    }
+
+    /// For some of the columns of a row.
+    #[inline(always)]
+    fn addend(&self, row: usize, columns: &Range<usize>) -> Addend<'a> {
+        let columns = self.column + columns.start..self.column + columns.end;
+        let part = |rows: &'a [f32]| &rows[row * self.width..][columns.clone()];
+        match self.start {
+            Start::Zero => Addend::Nothing,
+            Start::Output => Addend::Output,
+            Start::Bias(bias) => Addend::One(&bias[columns]),
+            Start::Rows(rows) => Addend::One(part(rows)),
+            Start::RowsAndBias { rows, bias } => Addend::Two(part(rows), &bias[columns]),
+        }
+    }
+
+    /// Makes some columns of a row what the product is added to.
+    fn fill(&self, y: &mut [f32], row: usize) {
+        match self.addend(row, &(0..y.len())) {
+            Addend::Nothing => y.fill(0.0),
+            Addend::Output => {}
+            Addend::One(first) => y.copy_from_slice(first),
+            Addend::Two(first, second) => {
+                for ((y, first), second) in y.iter_mut().zip(first).zip(second) {
+                    *y = first + second;
+                }
+            }
+        }
     }
 }
 
@@ -215,10 +256,8 @@ fn product(
     assert_eq!(x.len(), rows * depth, "x [{rows}, {depth}]");
     start.check(rows, columns);
     if depth == 0 {
-        return y.chunks_exact_mut(columns).enumerate().for_each(|(row, y)| match start {
-            Start::Zero => y.fill(0.0),
-            _ => start.fill(y, row, 0..columns, columns),
-        });
+        let from = From { start, column: 0, width: columns };
+        return y.chunks_exact_mut(columns).enumerate().for_each(|(row, y)| from.fill(y, row));
     }
     if rows <= FEW_ROWS && operand.rows_run_along_sum() && operand.tiled().is_none() {
         return dot::Dots::with(x, rows, precision, |kernel| {
@@ -248,12 +287,9 @@ fn run<K: Kernel>(
     start: Start,
     threads: Threads,
 ) {
-    let onto = if matches!(start, Start::Zero) { Onto::Nothing } else { Onto::Output };
     each(threads, operand.tasks(y), |mut task: Task| {
-        for (row, y) in task.y.iter_mut().enumerate() {
-            start.fill(y, row, task.columns.clone(), operand.columns);
-        }
-        kernel.add(&operand.blocks(&task.columns, deepest), &mut task.y, task.columns.len(), onto);
+        let from = From { start, column: task.columns.start, width: operand.columns };
+        kernel.add(&operand.blocks(&task.columns, deepest), &mut task.y, task.columns.len(), from);
     });
 }
 
@@ -278,21 +314,6 @@ impl Start<'_> {
             "rows to start from [{rows}, {columns}]"
         );
         assert!(bias.is_none_or(|bias| bias.len() == columns), "bias [{columns}]");
-    }
-
-    /// Makes `y`, some columns of a row, what the product of `width` columns is added to, if that is anything.
-    fn fill(&self, y: &mut [f32], row: usize, columns: Range<usize>, width: usize) {
-        let of_row = row * width + columns.start..row * width + columns.end;
-        match self {
-            Start::Zero | Start::Output => {}
-            Start::Bias(bias) => y.copy_from_slice(&bias[columns]),
-            Start::Rows(rows) => y.copy_from_slice(&rows[of_row]),
-            Start::RowsAndBias { rows, bias } => {
-                for ((y, row), bias) in y.iter_mut().zip(&rows[of_row]).zip(&bias[columns]) {
-                    *y = row + bias;
-                }
-            }
-        }
     }
 }
 

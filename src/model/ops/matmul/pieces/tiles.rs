@@ -8,7 +8,7 @@ use pulp::bytemuck::cast;
 use pulp::x86::V4;
 use std::cell::Cell;
 
-use super::super::amx::{SIDE, STEP, Session, Sums, TILE, Unit};
+use super::super::amx::{Ahead, SIDE, STEP, Session, Sums, TILE, Unit};
 use super::super::bf16::pair_up;
 use super::super::pack::{Lines, Matrix, transposed};
 use super::super::{Block, Numbers, Orientation, PANEL, Precision, Weight, scratch};
@@ -131,7 +131,7 @@ impl Held for Tiles<'_> {
             for (piece, y) in pieces.zip(y.chunks_mut(2 * SIDE)) {
                 next.prefetch(lines);
                 let (upper, lower) = piece.split_at(panels * TILE);
-                self.session.multiply_two([upper, lower], x, &mut sums);
+                self.session.multiply_two([upper, lower], x, &mut sums, &Ahead::none());
                 for (i, y) in y.iter_mut().enumerate() {
                     let [left, right] = &sums.0[i / SIDE];
                     *y = cast([left[i % SIDE], right[i % SIDE]]);
@@ -153,7 +153,7 @@ impl Held for Tiles<'_> {
             for (x, sums) in self.x.chunks(2 * steps * TILE).zip(sums.chunks_mut(2 * SIDE)) {
                 let (upper, lower) = x.split_at(steps * TILE);
                 if sums.len() > SIDE {
-                    self.session.multiply_two([upper, lower], pairs, &mut made);
+                    self.session.multiply_two([upper, lower], pairs, &mut made, &Ahead::none());
                 } else {
                     self.session.multiply_one(upper, pairs, &mut made);
                 }
