@@ -44,7 +44,11 @@ pub mod stages;
 
 // The numbers.
 pub mod device;
+pub mod huge_pages;
 pub mod model;
 pub mod python;
 pub mod tokenizer;
 pub mod train;
+
+#[global_allocator]
+static ALLOCATOR: huge_pages::HugePages = huge_pages::HugePages;

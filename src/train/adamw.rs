@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::model::ops::blocks::dispatch;
+
 /// The optimizer's constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWOptions {
@@ -88,15 +90,21 @@ impl AdamW {
             .par_chunks_mut(CHUNK)
             .zip(gradient.par_chunks(CHUNK))
             .zip(self.mean.par_chunks_mut(CHUNK).zip(self.square.par_chunks_mut(CHUNK)));
-        chunks.for_each(|((parameter, gradient), (mean, square))| {
-            for (((p, g), m), v) in parameter.iter_mut().zip(gradient).zip(mean).zip(square) {
-                let g = g * scale;
-                *p *= keep;
-                *m += weight * (g - *m);
-                *v = *v * beta2 + weight2 * g * g;
-                let denominator = v.sqrt() / correction2 + eps;
-                *p += step * *m / denominator;
-            }
+        chunks.for_each(|slices| {
+            dispatch(
+                slices,
+                #[inline(always)]
+                |((parameter, gradient), (mean, square))| {
+                    for (((p, g), m), v) in parameter.iter_mut().zip(gradient).zip(mean).zip(square) {
+                        let g = g * scale;
+                        *p *= keep;
+                        *m += weight * (g - *m);
+                        *v = *v * beta2 + weight2 * g * g;
+                        let denominator = v.sqrt() / correction2 + eps;
+                        *p += step * *m / denominator;
+                    }
+                },
+            );
         });
     }
 

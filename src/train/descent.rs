@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::adamw::{AdamW, AdamWOptions};
 use super::learner::{Outcome, Restored, State, Trouble, Update};
+use crate::model::ops::blocks::dispatch;
 
 /// A tensor that is trained, with the gradient it has been given so far.
 pub struct Trainable<'a> {
@@ -77,7 +78,24 @@ impl Descent {
 
 /// The sum of squares.
 fn square(gradient: &[f32]) -> f64 {
-    let sum = |chunk: &[f32]| chunk.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
-    let sums: Vec<f64> = gradient.par_chunks(CHUNK).map(sum).collect();
+    let sums: Vec<f64> = gradient.par_chunks(CHUNK).map(sum_of_chunk).collect();
     sums.iter().sum()
+}
+
+/// The sum of the squares, in several sums at a time.
+fn sum_of_chunk(numbers: &[f32]) -> f64 {
+    dispatch(
+        numbers,
+        #[inline(always)]
+        |numbers: &[f32]| {
+            let mut sums = [0.0; 32];
+            let (parts, rest) = numbers.as_chunks::<32>();
+            for part in parts {
+                for (sum, number) in sums.iter_mut().zip(part) {
+                    *sum += f64::from(*number) * f64::from(*number);
+                }
+            }
+            sums.iter().sum::<f64>() + rest.iter().map(|number| f64::from(*number).powi(2)).sum::<f64>()
+        },
+    )
 }
