@@ -191,3 +191,40 @@ stages:
         }
     }
 }
+
+/// Why there is no GPU here; `None` on a machine with an NVIDIA driver.
+fn no_cards() -> Option<&'static str> {
+    if !cfg!(feature = "cuda") {
+        return Some(
+            "this build of pipe has no CUDA: use `cpu`, or build with `cargo build --release --features cuda`",
+        );
+    }
+    let driver = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/lib64", "/usr/lib/wsl/lib"];
+    let there = driver.iter().any(|folder| std::path::Path::new(folder).join("libcuda.so.1").exists());
+    (!there).then_some("there is no NVIDIA driver here: libcuda.so.1 is not found")
+}
+
+#[test]
+fn devices_are_listed_and_what_is_missing_says_why() {
+    let Some(reason) = no_cards() else { return };
+    let project = Project::new();
+    let text = project.pipe(&["devices"]).stdout;
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("cpu   ") && lines[0].contains(" core"), "{text}");
+    assert_eq!(lines[1..], [format!("cuda  none: {reason}").as_str(), "auto  means cpu here"]);
+    let json = project.pipe(&["devices", "--json"]).stdout;
+    let json: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let cuda = serde_json::json!({ "device": "cuda", "usable": false, "auto": false, "why": reason });
+    assert_eq!((&json[0]["device"], &json[0]["auto"], &json[1]), (&"cpu".into(), &true.into(), &cuda));
+}
+
+#[test]
+fn cuda_is_refused_where_there_is_none() {
+    let Some(reason) = no_cards() else { return };
+    let project = Project::tweets();
+    for command in ["run", "plan"] {
+        let ran = project.pipe(&[command, "tweets.yaml", "--device", "cuda:0"]);
+        assert_eq!(ran.code, Some(2));
+        assert_eq!(ran.stderr, format!("error: `cuda:0` was asked for, but {reason}\n"));
+    }
+}

@@ -396,7 +396,7 @@ fn rows_behind_a_prefix_forward_and_backward() {
 fn only_some_tokens_ask() {
     let Some(mut cuda) = Emulated::start() else { return };
     let mut errors = Errors::default();
-    // Row 0 of the batch is asked twice, several not at all.
+    // Out of order, one of them twice, several not at all.
     for keep in [&[31][..], &[20, 4, 20, 1, 31, 6, 7, 20], &[2, 0]] {
         for keys in [KeyValue::stacked(2, 6), KeyValue::interleaved(2, 16)] {
             let attention = attention(4, keys, Some(alibi_slopes(4)));

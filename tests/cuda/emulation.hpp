@@ -1,9 +1,10 @@
 // CUDA's words for a C++ compiler: a block's threads take turns on one thread of the processor, each until it waits for
 // others. So kernels run, slowly, where there is no GPU.
 //
-// What is not as on a GPU, so that mistakes show: threads and blocks run in rising or in falling order, which must not
-// matter; dynamic shared memory is NaN before a block begins; a wait that not all reach, and a shuffle that not all
-// lanes take part in, end the program; and so does writing beyond the shared memory that was asked for.
+// What a GPU need not do, so that mistakes show: blocks, warps and lanes run in rising or in falling order, which must not
+// matter, each warp as far as it gets before the next one begins; dynamic shared memory is NaN before a block begins; a
+// shuffle that not all lanes take part in ends the program, and so does writing beyond the shared memory that was asked
+// for.
 
 #define EMULATION
 
@@ -22,6 +23,7 @@
 #define __forceinline__ inline
 #define __shared__ static
 #define DYNAMIC_SHARED(name) float* const name = emulation::shared()
+#define ALIGNED(pointer) emulation::aligned(pointer)
 
 struct dim3 {
     unsigned x, y, z;
@@ -59,6 +61,11 @@ static unsigned long long shuffled[2][1024];
     exit(3);
 }
 
+template <class T> static T* aligned(T* pointer) {
+    if ((size_t)pointer % sizeof(T) != 0) fail("something is read or written at no multiple of its size");
+    return pointer;
+}
+
 static float* shared() {
     const size_t at = (size_t)shared_memory.data();
     return (float*)((at + GUARD + 255) / 256 * 256);
@@ -83,21 +90,28 @@ static void thread_main() {
     _longjmp(scheduler_place, 1);
 }
 
-// Lets those go on that have all arrived where they wait: false if there are none.
+// Runs a warp as far ahead of the others as it gets.
+static void run_warp(size_t first, size_t end, bool falling) {
+    const auto is_at = [&](Wait wait) {
+        return std::all_of(&threads[first], &threads[first] + (end - first), [=](Thread& t) { return t.wait == wait; });
+    };
+    do {
+        for (size_t i = first; i < end; i++) {
+            current = &threads[falling ? end - 1 - (i - first) : i];
+            if (current->wait == AtWarp) current->wait = Runs;
+            if (current->wait != Runs) continue;
+            threadIdx = current->index;
+            go_on();
+        }
+    } while (is_at(AtWarp));
+}
+
+// Lets a block go on that has arrived where it waits, but for threads that are done: false if all of it is.
 static bool release() {
     bool released = false;
-    for (size_t warp = 0; warp < threads.size(); warp += 32) {
-        const auto begin = threads.begin() + warp, end = begin + std::min<size_t>(32, threads.size() - warp);
-        if (std::all_of(begin, end, [](const Thread& t) { return t.wait == AtWarp; })) {
-            std::for_each(begin, end, [](Thread& t) { t.wait = Runs; });
-            released = true;
-        }
-    }
-    const auto arrived = [](const Thread& t) { return t.wait == AtBlock || t.wait == Done; };
-    if (!released && std::all_of(threads.begin(), threads.end(), arrived)) {
-        for (Thread& t : threads) {
-            if (t.wait == AtBlock) t.wait = Runs, released = true;
-        }
+    for (Thread& t : threads) {
+        if (t.wait == AtWarp) fail("some lanes wait for others that never come");
+        if (t.wait == AtBlock) t.wait = Runs, released = true;
     }
     return released;
 }
@@ -117,16 +131,12 @@ static void run_block(size_t shared_bytes, bool falling) {
         makecontext(&t.context, thread_main, 0);
     }
     do {
-        for (size_t i = 0; i < threads.size(); i++) {
-            current = &threads[falling ? threads.size() - 1 - i : i];
-            if (current->wait != Runs) continue;
-            threadIdx = current->index;
-            go_on();
+        const size_t warps = (threads.size() + 31) / 32;
+        for (size_t i = 0; i < warps; i++) {
+            const size_t warp = falling ? warps - 1 - i : i;
+            run_warp(warp * 32, std::min(warp * 32 + 32, threads.size()), falling);
         }
     } while (release());
-    if (std::any_of(threads.begin(), threads.end(), [](const Thread& t) { return t.wait != Done; })) {
-        fail("some threads wait for others that never come");
-    }
     const char* const end = (char*)shared() + shared_bytes;
     if (std::any_of(end, end + GUARD, [](char c) { return c != (char)0xff; })) fail("wrote beyond shared memory");
 }

@@ -13,8 +13,9 @@ use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, result as
 
 use super::super::numerics::Numerics;
 use super::card::{Kind, Onto, Result};
+use super::kernels::{self, Part};
 use super::launches::{Arg, Driver, Home, Launches, Product, Threads};
-use super::{CardError, kernels, libraries};
+use super::{CardError, libraries};
 use crate::device::{Card as About, NoCards};
 
 /// cuBLAS's own memory: what its documentation asks for on cards of compute capability 9.
@@ -31,7 +32,8 @@ pub type Cuda = Launches<Open>;
 pub struct Open {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    module: Arc<CudaModule>,
+    capability: (u32, u32),
+    modules: Mutex<BTreeMap<Part, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, sys::CUfunction>>,
     blas: cublas::cublasHandle_t,
 }
@@ -192,9 +194,6 @@ impl Open {
         let context = CudaContext::new(number).map_err(failed("opening the GPU"))?;
         let stream = context.new_stream().map_err(failed("making a stream"))?;
         let (major, minor) = context.compute_capability().map_err(failed("asking for its capability"))?;
-        let code = kernels::compiled((major as u32, minor as u32))?;
-        let module = cudarc::nvrtc::Ptx::from_binary(code);
-        let module = context.load_module(module).map_err(failed("loading the kernels"))?;
         let handle = blas::create_handle().map_err(refused("making a cuBLAS handle"))?;
         // SAFETY: both handles live as long as the home; the workspace is never given back.
         unsafe {
@@ -206,11 +205,25 @@ impl Open {
                 .result()
                 .map_err(refused("setting cuBLAS's memory"))?;
         }
-        Ok(Self { context, stream, module, functions: Mutex::default(), blas: handle })
+        let capability = (major as u32, minor as u32);
+        let (modules, functions) = (Mutex::default(), Mutex::default());
+        Ok(Self { context, stream, capability, modules, functions, blas: handle })
     }
 
     fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(failed("binding a thread"))
+    }
+
+    /// Some kernels, compiled and loaded when the first of them is needed.
+    fn module(&self, part: Part) -> Result<Arc<CudaModule>> {
+        let mut modules = lock(&self.modules);
+        if let Some(module) = modules.get(&part) {
+            return Ok(module.clone());
+        }
+        let code = cudarc::nvrtc::Ptx::from_binary(kernels::compiled(self.capability, part)?);
+        let module = self.context.load_module(code).map_err(failed("loading the kernels"))?;
+        modules.insert(part, module.clone());
+        Ok(module)
     }
 
     fn function(&self, name: &str, shared: u32) -> Result<sys::CUfunction> {
@@ -219,7 +232,7 @@ impl Open {
             return Ok(*function);
         }
         let what = format!("finding the kernel `{name}`");
-        let function = self.module.load_function(name).map_err(failed(&what))?.cu_function();
+        let function = self.module(Part::of(name))?.load_function(name).map_err(failed(&what))?.cu_function();
         if shared > SHARED {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is of a module that is never unloaded.

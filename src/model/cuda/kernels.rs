@@ -9,11 +9,12 @@ use cudarc::nvrtc::{result, sys};
 
 use super::CardError;
 
-/// The texts, the first one first.
-const SOURCES: [&str; 11] = [
-    include_str!("kernels/common.cuh"),
+/// The text that stands before all others.
+const COMMON: &str = include_str!("kernels/common.cuh");
+const ATTENTION: &str = include_str!("kernels/attention.cu");
+/// All texts but attention's.
+const OTHERS: [&str; 9] = [
     include_str!("kernels/activation.cu"),
-    include_str!("kernels/attention.cu"),
     include_str!("kernels/cross_entropy.cu"),
     include_str!("kernels/elementwise.cu"),
     include_str!("kernels/embed.cu"),
@@ -24,14 +25,38 @@ const SOURCES: [&str; 11] = [
     include_str!("kernels/sampling.cu"),
 ];
 
-/// The kernels in the machine code of cards of this compute capability.
+/// Kernels that are compiled together: those of attention take the compiler longest, and a model has one size of heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Attention over heads of at most so many numbers.
+    Attention(u32),
+    /// All others.
+    Others,
+}
+
+impl Part {
+    /// Where a kernel is found.
+    pub fn of(kernel: &str) -> Self {
+        let size = kernel.strip_prefix("attention_").and_then(|name| name.rsplit_once('_'));
+        size.and_then(|(_, size)| size.parse().ok()).map_or(Self::Others, Self::Attention)
+    }
+
+    fn source(self) -> String {
+        match self {
+            Self::Attention(size) => format!("#define ATTENTION_D {size}\n{COMMON}{ATTENTION}"),
+            Self::Others => format!("{COMMON}{}", OTHERS.concat()),
+        }
+    }
+}
+
+/// Some kernels in the machine code of cards of this compute capability.
 ///
 /// # Errors
 /// NVRTC does not know such cards, or refuses the text.
-pub fn compiled(capability: (u32, u32)) -> Result<Vec<u8>, CardError> {
+pub fn compiled(capability: (u32, u32), part: Part) -> Result<Vec<u8>, CardError> {
     let (major, minor) = capability;
     let option = format!("--gpu-architecture=sm_{major}{minor}");
-    let source = SOURCES.concat();
+    let source = part.source();
     let (mut nvrtc, mut nvrtc_minor) = (0, 0);
     // SAFETY: two valid places for two numbers.
     unsafe { sys::nvrtcVersion(&raw mut nvrtc, &raw mut nvrtc_minor) }.result().map_err(failed)?;
@@ -110,19 +135,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_kernel_is_found_by_its_name() {
+        assert_eq!(Part::of("attention_backward_keys_256"), Part::Attention(256));
+        assert_eq!([Part::of("gelu_forward_f32"), Part::of("add")], [Part::Others; 2]);
+    }
+
+    #[test]
     fn the_text_compiles_for_the_oldest_cards_and_newer_ones() {
         if let Err(error) = libraries::find("libnvrtc") {
             println!("skipped: {error}");
             return;
         }
-        for capability in [(8, 0), (9, 0)] {
-            let (major, minor) = capability;
-            let code = compile(&SOURCES.concat(), &format!("--gpu-architecture=sm_{major}{minor}"));
+        let parts = [64, 128, 256].map(Part::Attention).into_iter().chain([Part::Others]);
+        for (part, architecture) in parts.flat_map(|part| [(part, "sm_80"), (part, "sm_90")]) {
+            let code = compile(&part.source(), &format!("--gpu-architecture={architecture}"));
             let code = code.unwrap_or_else(|error| panic!("{error}"));
-            // Each kernel that is launched is in it by name.
-            for name in ["embed_bf16", "attention_backward_keys_256", "adamw_f16", "argmax_finish"] {
+            for name in ["embed_bf16", "attention_backward_keys_128", "adamw_f16", "argmax_finish"] {
                 let found = code.windows(name.len()).any(|part| part == name.as_bytes());
-                assert!(found, "no kernel `{name}` for {major}.{minor}");
+                assert_eq!(found, Part::of(name) == part, "`{name}` in {part:?} for {architecture}");
             }
         }
     }

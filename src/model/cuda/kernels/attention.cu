@@ -199,7 +199,6 @@ static __device__ void attention_forward(const f32* q, Keys keys, const int* que
         }
         __syncwarp();
         mix<D>(p, value_tile, others, mixed);
-        __syncwarp();
     }
 
     for (int r = 0; r < T::ROWS; r++) {
@@ -280,7 +279,6 @@ static __device__ void attention_backward_queries(const f32* q, Keys keys, const
         }
         __syncwarp();
         mix<D>(d_score, key_tile, others, sums);
-        __syncwarp();
     }
 
     for (int r = 0; r < T::ROWS; r++) {
@@ -353,7 +351,6 @@ static __device__ void attention_backward_keys(const f32* q, const f32* kv, cons
             __syncwarp();
             mix<D>(p, d_out_tile, others, d_values);
             mix<D>(d_score, q_tile, others, d_keys);
-            __syncwarp();
         }
     }
 

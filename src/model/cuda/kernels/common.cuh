@@ -33,6 +33,8 @@ struct f16 {
 
 #ifndef EMULATION
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) f32 name[]
+// What is pointed at begins at a multiple of its size: a GPU faults where it does not, the emulation says so.
+#define ALIGNED(pointer) (pointer)
 
 static __device__ __forceinline__ f32 f32_of_f16(unsigned short bits) {
     f32 x;
@@ -79,21 +81,22 @@ template <> struct Four<bf16> { typedef bf16x4 type; };
 template <> struct Four<f16> { typedef f16x4 type; };
 
 template <class T> static __device__ __forceinline__ float4 load4(const T* from) {
-    const typename Four<T>::type four = *(const typename Four<T>::type*)from;
+    const typename Four<T>::type four = *ALIGNED((const typename Four<T>::type*)from);
     return make_float4(widened(four.x), widened(four.y), widened(four.z), widened(four.w));
 }
 
 template <class T> static __device__ __forceinline__ void store4(T* to, float4 four) {
-    *(typename Four<T>::type*)to = typename Four<T>::type{narrowed<T>(four.x), narrowed<T>(four.y),
-                                                          narrowed<T>(four.z), narrowed<T>(four.w)};
+    *ALIGNED((typename Four<T>::type*)to) = typename Four<T>::type{narrowed<T>(four.x), narrowed<T>(four.y),
+                                                                   narrowed<T>(four.z), narrowed<T>(four.w)};
 }
 
-// `f(column, load, store)` for the columns of a row that are this thread's. Four at a time where rows begin at
-// multiples of four numbers, else one by one: `f` is called with the number of columns as a type.
+// How many numbers side by side are worked on at a time, as a type: so that loops over them are known to be short.
 template <int N> struct Columns {
     enum { count = N };
 };
 
+// f(column, numbers at a time) for the columns of a row that are this thread's: four at a time where rows begin at
+// multiples of four numbers, else one by one.
 template <class F> static __device__ __forceinline__ void each_column(int width, F f) {
     if (width % 4 == 0) {
         for (int column = threadIdx.x * 4; column < width; column += blockDim.x * 4) f(column, Columns<4>());
@@ -221,5 +224,5 @@ struct MaskRow {
 
 static __device__ __forceinline__ MaskRow mask_row(Mask mask, u64 row) {
     if (!mask.key) return MaskRow{0, 0, 1.0f};
-    return MaskRow{mix(*mask.key ^ mix(row)), mask.threshold, mask.scale};
+    return MaskRow{mix(*ALIGNED(mask.key) ^ mix(row)), mask.threshold, mask.scale};
 }
