@@ -1,8 +1,9 @@
 //! Decoders on NVIDIA GPUs.
 //!
-//! `engine` and `block` say in what order a decoder's operations go, over the seam `card`; `launches` makes them launches of
-//! the kernels in `kernels/` and products, which `driver` hands to CUDA: NVRTC compiles the kernels for the card at hand.
-//! In tests `host` takes the card's place, or `emulated` the driver's. Nothing here needs CUDA to be built: driver and libraries are looked for when they are needed.
+//! `engine` and `block` say in what order a decoder's operations go, over the seam `card`; `launches` makes them launches
+//! of the kernels in `kernels/` and products, which `driver` hands to CUDA: NVRTC compiles the kernels for the card at
+//! hand. In tests `host` takes the card's place, or `emulated` the driver's. Nothing here needs CUDA to be built: driver
+//! and libraries are looked for when they are needed.
 
 pub mod block;
 pub mod card;
