@@ -12,7 +12,7 @@
 set -uo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 pipe=$(realpath "$1"); binaries=$(realpath "$2"); work=${3:-$(mktemp -d)}; mkdir -p "$work"; work=$(realpath "$work")
-export SHARED=${SHARED:-$here/../shared} PIPE_HOME=$work/state PYTHONUNBUFFERED=1
+export SHARED=${SHARED:-$here/../shared} PIPE_HOME=$work/state PYTHONUNBUFFERED=1 CARGO_MANIFEST_DIR=$here
 # torch's own CUDA libraries, where there is no toolkit.
 libraries=$(python3 - <<'PYTHON'
 import glob, os, sysconfig
@@ -30,6 +30,7 @@ part() { # NAME COMMAND…
 
 part "the devices" "$pipe" devices
 part "the engine against the processor, f32 and bf16" "$binaries/lib" --ignored --test-threads 1 on_a_card
+part "the references are here (SHARED)" test -d "$SHARED/reference"
 part "the references within 1e-3 at f32" env PIPE_TEST_DEVICE=cuda:0 "$binaries/reference" --test-threads 1 --nocapture \
     recipe trainer adapter gpt2_full
 for check in smollm2 memory lanes guide generation; do

@@ -21,9 +21,10 @@ pub fn data(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data")).join(name)
 }
 
-/// A folder beside the repository that not everybody has.
+/// A folder beside the repository, or in what `SHARED` names, that not everybody has.
 pub fn shared(name: &str) -> Option<PathBuf> {
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(name);
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared");
+    let path = std::env::var_os("SHARED").map_or_else(|| PathBuf::from(beside), PathBuf::from).join(name);
     if path.exists() {
         return Some(path);
     }
