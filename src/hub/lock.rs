@@ -288,7 +288,7 @@ repositories:
     - null/train-0.parquet
   files:
     null/train-0.parquet:
-      size: 21
+      size: 20
       sha256: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
 "
             )
