@@ -30,6 +30,7 @@ pub mod clock;
 pub mod event;
 pub mod history;
 pub mod report;
+pub mod size;
 
 // What lies elsewhere.
 pub mod hub;

@@ -11,14 +11,11 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, LINK, RANGE, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 use serde::de::DeserializeOwned;
 
-use super::bytes;
 use super::error::HubError;
-use super::repo::{Commit, FileDigest, RemoteFile, RepoKind, RepoName, is_safe_path};
+use super::repo::{Commit, FileDigest, MAIN, RemoteFile, RepoKind, RepoName, is_safe_path};
 use super::settings::Settings;
+use crate::size::bytes;
 use crate::stage::Cancel;
-
-/// The branch that counts where none is named.
-pub const MAIN: &str = "main";
 
 /// How often a request is made before its failure counts.
 const TRIES: u32 = 5;

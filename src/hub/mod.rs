@@ -27,11 +27,13 @@ pub use lock::{Lock, Pin};
 pub use repo::{Commit, FileDigest, RemoteFile, RepoKind, RepoName};
 pub use settings::{Network, Settings, Token};
 
+use crate::size::bytes;
 use crate::stage::Cancel;
-use api::{Api, MAIN};
+use api::Api;
 use cache::Folder;
 use dataset::{CONVERTED, Card, DataFiles, FindError, Finding, Layout, Repository};
 use download::Watch;
+use repo::MAIN;
 
 /// A text that is read before anything is downloaded (a card, an index, a configuration) is not longer.
 const LONGEST_TEXT: u64 = 32 << 20;
@@ -419,14 +421,4 @@ fn listed(repo: &Repo, commit: &Commit, files: &[&RemoteFile], total: u64) -> St
         names.push(&more);
     }
     format!("{} of {repo} at {} ({})", names.join(", "), commit.short(), bytes(total))
-}
-
-/// A number of bytes as people say it.
-fn bytes(n: u64) -> String {
-    match n {
-        0..1_000 => format!("{n} bytes"),
-        1_000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
-        _ => format!("{:.1} GB", n as f64 / 1e9),
-    }
 }

@@ -22,11 +22,8 @@ use serde::{Deserialize, Serialize};
 use self::local::Local;
 use self::remote::{Head, Remote, TRIES, Trouble, backoff};
 use super::error::HubError;
-use super::repo::{Commit, RemoteFile, RepoName, is_safe_path};
+use super::repo::{Commit, MAIN, RemoteFile, RepoName, is_safe_path};
 use super::settings::{Network, Settings};
-
-/// The branch every repository begins with.
-pub const MAIN: &str = "main";
 
 /// How often a push looks whether it is to stop, and says how far it is.
 const GLANCE: Duration = Duration::from_millis(100);

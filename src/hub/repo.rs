@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::HubError;
 
+/// The branch that every repository begins with, and that counts where none is named.
+pub const MAIN: &str = "main";
+
 /// What a repository holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{bytes, seconds, table};
+use super::{seconds, table};
 use crate::cache::{Collected, Entry, FileRef};
+use crate::size::bytes;
 
 /// `pipe cache ls`.
 pub fn list(entries: &[Entry]) -> String {

@@ -158,10 +158,10 @@ impl Listen for Console {
                 let Some(running) = state.running.get_mut(stage) else { return };
                 if self.bars.is_some() {
                     let bar = running.bar.get_or_insert_with(|| self.bar());
-                    bar.set_style(style(*total, unit));
-                    bar.set_prefix(stage.clone());
                     bar.set_length(*total);
                     bar.set_position(*done);
+                    bar.set_style(style(*total, unit));
+                    bar.set_prefix(stage.clone());
                     bar.set_message(match *unit {
                         BYTES => detail.clone(),
                         unit => format!("{unit} {detail}"),

@@ -96,7 +96,7 @@ pub fn show_stage(stage: &StageRecord, run_folder: &Path) -> String {
         text += &format!("{}\n", folder.display());
         for file in crate::cache::walk(&folder) {
             let size = fs::metadata(&file).map(|m| m.len()).unwrap_or(0);
-            text += &format!("  {}  {}\n", crate::cache::relative(&file, &folder), super::bytes(size));
+            text += &format!("  {}  {}\n", crate::cache::relative(&file, &folder), crate::size::bytes(size));
         }
     }
     text

@@ -97,18 +97,6 @@ fn thousands(x: f64) -> String {
     if x < 0.0 { format!("-{text}") } else { text }
 }
 
-/// Bytes in the unit that reads best.
-pub fn bytes(n: u64) -> String {
-    let mut value = n as f64;
-    for unit in ["B", "kB", "MB", "GB"] {
-        if value < 1000.0 {
-            return if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1000.0;
-    }
-    format!("{value:.1} TB")
-}
-
 /// Columns of text, each as wide as its widest cell, two spaces between.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -146,6 +134,5 @@ mod tests {
         assert_eq!(seconds(0.012), "12 ms");
         assert_eq!(seconds(75.0), "75.0 s");
         assert_eq!(seconds(754.0), "12 min 34 s");
-        assert_eq!(bytes(7_340_032), "7.3 MB");
     }
 }

@@ -12,7 +12,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::uploads;
-use crate::hub::push::{self, Destination, MAIN, Pushed, Visibility, Way};
+use crate::hub::push::{self, Destination, Pushed, Visibility, Way};
+use crate::hub::repo::MAIN;
 use crate::hub::{HubError, Network, RepoName, Settings};
 use crate::secrets::Secrets;
 use crate::stage::{Cancel, Context, StageError};

@@ -13,8 +13,9 @@ use crate::about::{About, Told, file_name};
 use crate::artifact::adapter::{AdapterConfig, CONFIG, PEFT_VERSION};
 use crate::hub::card::{BaseModel, Card, Data, Holds, Point};
 use crate::hub::push::{
-    self, Change, Content, Destination, Found, MAIN, Plan, Pushed, Upload, Visibility, Watch, Way,
+    self, Change, Content, Destination, Found, Plan, Pushed, Upload, Visibility, Watch, Way,
 };
+use crate::hub::repo::MAIN;
 use crate::hub::{RepoName, Settings, lock};
 use crate::location::{Location, Place};
 use crate::stage::{Artifact, ArtifactKind, Context, Fault, Lane, Output, Port, Stage, StageError};

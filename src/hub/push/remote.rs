@@ -19,8 +19,9 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::local::Local;
-use super::{Content, Destination, Gauge, MAIN, Watch, Way};
+use super::{Content, Destination, Gauge, Watch, Way};
 use crate::hub::error::HubError;
+use crate::hub::repo::MAIN;
 use crate::hub::repo::{Commit, FileDigest, RemoteFile, RepoKind, RepoName};
 use crate::hub::settings::{Settings, Token};
 

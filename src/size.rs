@@ -1,0 +1,24 @@
+//! Sizes as people read them.
+
+/// Bytes in the unit that reads best.
+pub fn bytes(n: u64) -> String {
+    let mut value = n as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 1000.0 {
+            return if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.1} TB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unit_is_the_one_that_reads_best() {
+        assert_eq!([0, 999, 1_000, 7_340_032].map(bytes), ["0 B", "999 B", "1.0 kB", "7.3 MB"]);
+        assert_eq!(bytes(1 << 60), "1152921.5 TB");
+    }
+}
