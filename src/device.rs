@@ -137,7 +137,7 @@ pub struct Processor {
     pub cores: usize,
     /// Whether products use vectors of 512 bits.
     pub avx512: bool,
-    /// Whether bf16 products use the matrix unit.
+    /// Whether products use the matrix unit.
     pub amx: bool,
 }
 

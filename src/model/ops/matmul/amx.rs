@@ -8,6 +8,9 @@ use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
+use super::pack::Run;
+use super::parts::Parts;
+
 /// Rows of a tile, and its columns of f32.
 pub(super) const SIDE: usize = 16;
 
@@ -73,7 +76,7 @@ fn permitted() -> bool {
 /// The unit while it is configured for the thread that holds this.
 pub(super) struct Session(PhantomData<*const ()>);
 
-/// Sums of up to two tiles of rows times two of columns: `[row tile, column tile, 16, 16]`.
+/// Sums of two tiles of rows times two of columns: `[row tile, column tile, 16, 16]`.
 #[repr(align(64))]
 pub(super) struct Sums(pub [[[[f32; SIDE]; SIDE]; 2]; 2]);
 
@@ -86,135 +89,248 @@ impl Sums {
 
 /// Memory that will be wanted soon: it is asked for while products are computed, some of it in every step.
 pub(super) struct Ahead {
-    /// Four lines a step, for reading.
-    next: *const u8,
-    /// What the next step adds to it, in bytes.
-    next_step: usize,
-    /// Two lines of each of two rows a step, for writing.
-    row: *const u8,
+    /// Four lines of each of two rows a step, for reading.
+    read: *const u8,
     /// From row to row, in bytes.
-    stride: usize,
+    read_stride: usize,
+    /// Two lines of each of two rows a step, for writing.
+    write: *const u8,
+    write_stride: usize,
 }
 
 impl Ahead {
-    /// What is read next, as much of it as the steps of one product can ask for, and rows from one of their columns on
-    /// to be written after it.
-    pub fn new(next: &[u32], rows: &[&mut [f32]], column: usize) -> Self {
-        let mut ahead = Self::none();
-        if !next.is_empty() {
-            (ahead.next, ahead.next_step) = (next.as_ptr().cast(), 4 * LINE);
-        }
-        if let [first, second, ..] = rows {
-            ahead.row = first.as_ptr().wrapping_add(column).cast();
-            ahead.stride = second.as_ptr().addr().wrapping_sub(first.as_ptr().addr());
-        }
-        ahead
-    }
-
     /// Nothing.
     pub fn none() -> Self {
         // Asking for memory that does not exist would take longer than for what does.
         let line = NOTHING.as_ptr();
-        Self { next: line, next_step: 0, row: line, stride: 0 }
+        Self { read: line, read_stride: 0, write: line, write_stride: 0 }
     }
 
-    /// Numbers of what is read next that so many steps ask for.
-    pub fn reach(steps: usize) -> usize {
-        4 * LINE / size_of::<u32>() * steps
+    /// And numbers that are read next: as many in a row as two steps ask for at most.
+    pub fn and_read(self, numbers: &[u32]) -> Self {
+        if numbers.is_empty() {
+            return self;
+        }
+        Self { read: numbers.as_ptr().cast(), read_stride: WIDTH, ..self }
+    }
+
+    /// And the next rows of what is read next.
+    pub fn and_read_rows(self, rows: Option<Run>) -> Self {
+        match rows {
+            Some(Run { first, stride }) => {
+                Self { read: std::ptr::from_ref(first), read_stride: stride, ..self }
+            }
+            None => self,
+        }
+    }
+
+    /// And rows that are written after the product, from one of their columns on.
+    pub fn and_write(self, rows: &[&mut [f32]], column: usize) -> Self {
+        let [first, second, ..] = rows else { return self };
+        let write = first.as_ptr().wrapping_add(column).cast();
+        Self { write, write_stride: second.as_ptr().addr().wrapping_sub(first.as_ptr().addr()), ..self }
     }
 }
 
-static NOTHING: [u8; 4 * LINE] = [0; 4 * LINE];
+/// Bytes of a row that a step asks for, for reading.
+pub(super) const WIDTH: usize = 4 * LINE;
+
+/// Rows of which a step asks for so much.
+pub(super) const ROWS_A_STEP: usize = 2;
+
+static NOTHING: [u8; WIDTH] = [0; WIDTH];
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-impl Session {
-    /// Products of 16 rows: `sums[0, c] = Σ_step x[step] · weight[step, c]` for tiles x `[step, 16, 32]` and pairs of
-    /// numbers weight `[step, 2, 16 pairs, 16 columns]`.
-    pub fn multiply_one(&self, x: &[u16], weight: &[u32], sums: &mut Sums) {
-        let steps = steps(x, weight);
-        // SAFETY: the tiles are configured; every load is of a whole tile of `steps` that the slices hold (checked by
-        // `steps`), every store within `sums`.
-        unsafe {
-            asm!(
-                "tilezero tmm0", "tilezero tmm1",
-                "2:",
-                "tileloadd tmm4, [{x} + {row}]",
-                "tileloadd tmm6, [{w} + {row}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{w} + {row} + 1024]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "add {x}, 1024", "add {w}, 2048",
-                "dec {steps}", "jnz 2b",
-                "tilestored [{sums} + {row}], tmm0",
-                "tilestored [{sums} + {row} + 1024], tmm1",
-                x = inout(reg) x.as_ptr() => _, w = inout(reg) weight.as_ptr() => _, steps = inout(reg) steps => _,
-                sums = in(reg) sums.0.as_mut_ptr(), row = in(reg) 64usize,
-                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _, options(nostack),
-            );
-        }
-    }
-
-    /// The same of two tiles of rows, each `[step, 16, 32]`, while other memory is brought closer.
-    ///
-    /// Tiles are loaded as early as the registers allow, three of four before the step that multiplies them: where
-    /// another process works on the same core, the unit takes three times as long to load one.
-    pub fn multiply_two(&self, x: [&[u16]; 2], weight: &[u32], sums: &mut Sums, ahead: &Ahead) {
-        let count = steps(x[0], weight);
-        assert_eq!(steps(x[1], weight), count);
-        // SAFETY: as in `multiply_one`: the last step loads the second tile of rows only. What is asked for ahead need
-        // not exist.
-        unsafe {
-            asm!(
-                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                "tileloadd tmm4, [{x} + {line}]",
-                "tileloadd tmm6, [{w} + {line}]",
-                "tileloadd tmm7, [{w} + {line} + 1024]",
-                "dec {steps}", "jz 3f",
-                "2:",
-                "add {x}, 1024", "add {w}, 2048",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{x2} + {line}]",
-                "prefetcht1 [{next}]", "prefetcht1 [{next} + 64]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm4, [{x} + {line}]",
-                "prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tileloadd tmm6, [{w} + {line}]",
-                "prefetchw [{row}]", "prefetchw [{row} + 64]",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "tileloadd tmm7, [{w} + {line} + 1024]",
-                "prefetchw [{row} + {stride}]", "prefetchw [{row} + {stride} + 64]",
-                "add {x2}, 1024", "add {next}, {next_step}", "lea {row}, [{row} + 2 * {stride}]",
-                "dec {steps}", "jnz 2b",
-                "3:",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{x2} + {line}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "tilestored [{sums} + {line}], tmm0",
-                "tilestored [{sums} + {line} + 1024], tmm1",
-                "tilestored [{sums} + {line} + 2048], tmm2",
-                "tilestored [{sums} + {line} + 3072], tmm3",
-                x = inout(reg) x[0].as_ptr() => _, x2 = inout(reg) x[1].as_ptr() => _,
-                w = inout(reg) weight.as_ptr() => _, steps = inout(reg) count => _,
-                next = inout(reg) ahead.next => _, next_step = in(reg) ahead.next_step,
-                row = inout(reg) ahead.row => _, stride = in(reg) ahead.stride,
-                sums = in(reg) sums.0.as_mut_ptr(), line = in(reg) LINE,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
-                out("tmm6") _, out("tmm7") _, options(nostack),
-            );
-        }
-    }
+/// Loads one of the two tiles of a part of x or of the weight.
+macro_rules! load {
+    ($tile:literal, $factor:literal, $part:literal, $which:literal) => {
+        concat!(
+            "tileloadd tmm",
+            $tile,
+            ", [{",
+            $factor,
+            "} + {line} + 2048*",
+            $part,
+            " + 1024*",
+            $which,
+            "]\n"
+        )
+    };
 }
 
-/// How many steps the factors hold.
-fn steps(x: &[u16], weight: &[u32]) -> usize {
-    let steps = x.len() / TILE;
-    assert!(steps > 0 && x.len() == steps * TILE && weight.len() == steps * TILE, "tiles of unequal depth");
-    steps
+/// Adds the product of two tiles.
+macro_rules! multiply {
+    ($sums:literal, $x:literal, $weight:literal) => {
+        concat!("tdpbf16ps tmm", $sums, ", tmm", $x, ", tmm", $weight, "\n")
+    };
+}
+
+/// Between any two of the unit's instructions, eight others have to stand: where another process runs on the same
+/// core, the unit otherwise takes nearly twice as long. These do nothing.
+macro_rules! pause {
+    () => {
+        "nop\nnop\nnop\nnop\nnop\nnop\nnop\nnop\n"
+    };
+}
+
+/// These bring eight lines of the next step closer, of a factor that has so many bytes in a step.
+macro_rules! bring {
+    ($factor:literal, $step:literal, $eighth:literal) => {
+        concat!(
+            bring!(@ $factor, $step, $eighth, 0), bring!(@ $factor, $step, $eighth, 1),
+            bring!(@ $factor, $step, $eighth, 2), bring!(@ $factor, $step, $eighth, 3),
+            bring!(@ $factor, $step, $eighth, 4), bring!(@ $factor, $step, $eighth, 5),
+            bring!(@ $factor, $step, $eighth, 6), bring!(@ $factor, $step, $eighth, 7),
+        )
+    };
+    (@ $factor:literal, $step:literal, $eighth:literal, $line:literal) => {
+        concat!("prefetcht0 [{", $factor, "} + ", $step, " + 512*", $eighth, " + 64*", $line, "]\n")
+    };
+}
+
+/// These ask for what is read next.
+macro_rules! ask_to_read {
+    () => {
+        "prefetcht1 [{read}]\nprefetcht1 [{read} + 64]\nprefetcht1 [{read} + 128]\nprefetcht1 [{read} + 192]\n\
+         add {read}, {read_stride}\n\
+         prefetcht1 [{read}]\nprefetcht1 [{read} + 64]\nprefetcht1 [{read} + 128]\nprefetcht1 [{read} + 192]\n\
+         add {read}, {read_stride}\n"
+    };
+}
+
+/// These ask for the rows that the sums go to.
+macro_rules! ask_to_write {
+    () => {
+        "prefetchw [{write}]\nprefetchw [{write} + 64]\nadd {write}, {write_stride}\n\
+         prefetchw [{write}]\nprefetchw [{write} + 64]\nadd {write}, {write_stride}\nnop\nnop\n"
+    };
+}
+
+/// Both tiles of a part of the weight are loaded.
+macro_rules! weight {
+    ($part:literal; $a:expr, $b:expr) => {
+        concat!(load!(6, "w", $part, 0), $a, load!(7, "w", $part, 1), $b)
+    };
+}
+
+/// Both tiles of a part of x are loaded and multiplied with those of the weight.
+macro_rules! rows {
+    ($part:literal; $a:expr, $b:expr, $c:expr, $d:expr, $e:expr, $f:expr) => {
+        concat!(
+            load!(4, "x", $part, 0),
+            $a,
+            multiply!(0, 4, 6),
+            $b,
+            multiply!(1, 4, 7),
+            $c,
+            load!(5, "x", $part, 1),
+            $d,
+            multiply!(2, 5, 6),
+            $e,
+            multiply!(3, 5, 7),
+            $f,
+        )
+    };
+}
+
+/// The tiles of x that were loaded last are multiplied with those of the weight.
+macro_rules! same_rows {
+    () => {
+        concat!(
+            multiply!(0, 4, 6),
+            pause!(),
+            multiply!(1, 4, 7),
+            pause!(),
+            multiply!(2, 5, 6),
+            pause!(),
+            multiply!(3, 5, 7),
+            pause!(),
+        )
+    };
+}
+
+/// All steps of a product of which one step has so many bytes of x and of the weight.
+macro_rules! product {
+    ($x:ident, $weight:ident, $count:ident, $sums:ident, $ahead:ident; $x_step:literal, $w_step:literal; $step:expr) => {
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "2:",
+            $step,
+            concat!("add {x}, ", $x_step), concat!("add {w}, ", $w_step),
+            "dec {steps}", "jnz 2b",
+            "tilestored [{sums} + {line}], tmm0",
+            "tilestored [{sums} + {line} + 1024], tmm1",
+            "tilestored [{sums} + {line} + 2048], tmm2",
+            "tilestored [{sums} + {line} + 3072], tmm3",
+            x = inout(reg) $x.as_ptr() => _, w = inout(reg) $weight.as_ptr() => _, steps = inout(reg) $count => _,
+            read = inout(reg) $ahead.read => _, read_stride = in(reg) $ahead.read_stride,
+            write = inout(reg) $ahead.write => _, write_stride = in(reg) $ahead.write_stride,
+            sums = in(reg) $sums.0.as_mut_ptr(), line = in(reg) LINE,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+            out("tmm6") _, out("tmm7") _, options(nostack),
+        )
+    };
+}
+
+impl Session {
+    /// Products of two tiles of rows: `sums[r, c] = Σ_step Σ_(i, j) x[step, i, r] · weight[step, j, c]` over the pairs of
+    /// parts that count, for x `[step, part, 2, 16, 32]` and pairs of numbers weight `[step, part, 2, 16 pairs, 16
+    /// columns]`, while other memory is brought closer.
+    pub fn multiply(&self, parts: Parts, x: &[u16], weight: &[u32], sums: &mut Sums, ahead: &Ahead) {
+        let count = x.len() / (2 * TILE * parts.of_x());
+        assert!(
+            count > 0 && x.len() == count * 2 * TILE * parts.of_x(),
+            "tiles of x do not make up whole steps"
+        );
+        assert_eq!(weight.len(), count * TILE * parts.of_weight(), "tiles of unequal depth");
+        // SAFETY: the tiles are configured; every load is of a whole tile of one of `count` steps, which the slices hold
+        // (checked above), every store within `sums`. What is asked for ahead need not exist.
+        unsafe {
+            match parts {
+                Parts::Rounded => product!(x, weight, count, sums, ahead; 2048, 2048; concat!(
+                    weight!(0; bring!("x", 2048, 0), bring!("x", 2048, 1)),
+                    rows!(0; bring!("x", 2048, 2), bring!("x", 2048, 3), bring!("w", 2048, 0), bring!("w", 2048, 1),
+                        bring!("w", 2048, 2), concat!(bring!("w", 2048, 3), ask_to_read!(), ask_to_write!())),
+                )),
+                Parts::One => product!(x, weight, count, sums, ahead; 6144, 2048; concat!(
+                    weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
+                    rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
+                        bring!("x", 6144, 6), bring!("x", 6144, 7)),
+                    rows!(1; bring!("x", 6144, 8), bring!("x", 6144, 9), bring!("x", 6144, 10), bring!("x", 6144, 11),
+                        bring!("w", 2048, 0), bring!("w", 2048, 1)),
+                    rows!(0; bring!("w", 2048, 2), bring!("w", 2048, 3), ask_to_read!(), pause!(), ask_to_write!(), pause!()),
+                )),
+                Parts::Two => product!(x, weight, count, sums, ahead; 6144, 4096; concat!(
+                    weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
+                    rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
+                        bring!("x", 6144, 6), bring!("x", 6144, 7)),
+                    rows!(0; bring!("x", 6144, 8), bring!("x", 6144, 9), bring!("x", 6144, 10), bring!("x", 6144, 11),
+                        bring!("w", 4096, 0), bring!("w", 4096, 1)),
+                    rows!(1; bring!("w", 4096, 2), bring!("w", 4096, 3), bring!("w", 4096, 4), bring!("w", 4096, 5),
+                        bring!("w", 4096, 6), bring!("w", 4096, 7)),
+                    weight!(1; ask_to_read!(), ask_to_write!()),
+                    same_rows!(),
+                    rows!(0; pause!(), pause!(), pause!(), pause!(), pause!(), pause!()),
+                )),
+                Parts::Three => product!(x, weight, count, sums, ahead; 6144, 6144; concat!(
+                    weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
+                    rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
+                        bring!("x", 6144, 6), bring!("x", 6144, 7)),
+                    rows!(0; bring!("x", 6144, 8), bring!("x", 6144, 9), bring!("x", 6144, 10), bring!("x", 6144, 11),
+                        bring!("w", 6144, 0), bring!("w", 6144, 1)),
+                    rows!(1; bring!("w", 6144, 2), bring!("w", 6144, 3), bring!("w", 6144, 4), bring!("w", 6144, 5),
+                        bring!("w", 6144, 6), bring!("w", 6144, 7)),
+                    weight!(1; bring!("w", 6144, 8), bring!("w", 6144, 9)),
+                    same_rows!(),
+                    rows!(0; bring!("w", 6144, 10), bring!("w", 6144, 11), ask_to_read!(), pause!(), ask_to_write!(), pause!()),
+                    weight!(2; pause!(), pause!()),
+                    same_rows!(),
+                )),
+            }
+        }
+    }
 }
 
 impl Drop for Session {

@@ -45,7 +45,7 @@ impl Dots<'_> {
 }
 
 impl Kernel for Dots<'_> {
-    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, from: From) {
+    fn add(&self, blocks: &[Block], _: Option<&Block>, y: &mut [&mut [f32]], columns: usize, from: From) {
         y.iter_mut().enumerate().for_each(|(row, y)| from.fill(y, row));
         let groups = |block| (0..columns).step_by(GROUP).map(move |at| (block, at..columns.min(at + GROUP)));
         let groups = blocks.iter().flat_map(groups);

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::pack::{LANES, Lines, Matrix, prefetch, prefetch_ahead, round_all_to_bf16};
-use super::{Addend, Block, From, Kernel, PANEL, Precision, STRIP, Threads, each, scratch, strips};
+use super::{Addend, Block, From, Kernel, PANEL, Precision, StoredRows, Threads, each, scratch, strips};
 
 thread_local! {
     static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
@@ -19,6 +19,18 @@ thread_local! {
 /// and wider, because then all time goes into reading it.
 pub(super) fn deepest(rows: usize) -> usize {
     if rows <= 32 { 96 } else { 384 }
+}
+
+/// Numbers of a strip of panels: few enough for the second cache.
+const STRIP: usize = 384 * 4 * PANEL;
+
+/// Columns to pack at once: where the depth counts the stored rows, several panels, so that rows are read in long
+/// pieces.
+fn strip(block: &Block) -> usize {
+    match block.rows {
+        StoredRows::Depth => STRIP / block.depth.len().next_multiple_of(PANEL) / PANEL * PANEL,
+        StoredRows::Columns => PANEL,
+    }
 }
 
 /// Panels of x that are met by all panels of a strip before the next ones are: 800 KB at the deepest.
@@ -51,18 +63,16 @@ impl Vectors<'_> {
 }
 
 impl Kernel for Vectors<'_> {
-    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, from: From) {
-        let mut strips = strips(blocks, columns).peekable();
+    fn add(&self, blocks: &[Block], next: Option<&Block>, y: &mut [&mut [f32]], columns: usize, from: From) {
         scratch::with(&WEIGHT, STRIP, |weight| {
-            while let Some((block, columns)) = strips.next() {
+            for ((block, columns), next) in strips(blocks, columns, next, strip) {
                 let len = block.depth.len() * PANEL;
                 let weight = &mut weight[..columns.len().div_ceil(PANEL) * len];
-                block.pack(columns.clone(), weight);
+                block.pack(0..block.depth.len(), columns.clone(), weight);
                 if self.precision == Precision::BF16 {
                     round_all_to_bf16(weight);
                 }
-                let mut next =
-                    strips.peek().map_or(Lines::none(), |(block, columns)| block.lines(columns.clone()));
+                let mut next = next.map_or(Lines::none(), |(block, columns)| block.lines(columns));
                 let lines = next.len().div_ceil(self.panels.count * columns.len().div_ceil(PANEL));
                 // Few enough panels of x at a time that they stay in the second cache for all panels of the strip.
                 for first in (0..self.panels.count).step_by(ROW_PANELS) {

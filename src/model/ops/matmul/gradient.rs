@@ -1,32 +1,14 @@
 //! The gradients of trained weights: products `dyᵀ · x` over all tokens, added to the tensors the weights lie in.
 //!
-//! Knows which stored tensor a weight's outputs are parts of, and which way it lies there. Both factors have tokens in
-//! rows, so that neither has to be transposed. A sum over tokens is cut by their number alone and never shared
-//! between threads. Factors are f32 and are not rounded, whatever precision the forward pass had.
+//! Knows which stored tensor a weight's outputs are parts of, and which way it lies there. It does not know how the
+//! products are computed. Factors are f32 and are not rounded, whatever precision the forward pass had.
 
-use rayon::prelude::*;
-use std::cell::Cell;
 use std::ops::Range;
 
-use super::f32::{Panel, Panels, Vectors, panel_rows};
-use super::pack::{LANES, Lines, Matrix};
+use super::over_tokens::{Columns, add_product};
+use super::pack::Matrix;
 use super::weight::{Orientation, Weight};
-use super::{From, PANEL, Precision, cut_evenly, scratch};
 use crate::model::ops::gradients::{Gradients, TensorId};
-
-thread_local! {
-    static LEFT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static RIGHT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-/// Tokens summed up in registers: as deep as the other products' blocks.
-const DEPTH: usize = 384;
-
-/// Panels of the left factor that a thread takes at most: with all tokens, half of the second cache.
-const LEFT_PANELS: usize = 8;
-
-/// Panels of the right factor that a thread packs at a time.
-const RIGHT_PANELS: usize = 8;
 
 /// Where the gradient of a weight `[outputs, inputs]` goes: the trained tensors that its outputs lie in.
 #[derive(Clone)]
@@ -47,12 +29,6 @@ struct Place {
     outputs: Range<usize>,
     /// The stored output that is the first of them.
     stored: usize,
-}
-
-/// Some columns of a matrix with a token in each row.
-struct Columns<'a> {
-    matrix: Matrix<'a, f32>,
-    range: Range<usize>,
 }
 
 impl Weight {
@@ -167,83 +143,6 @@ fn rows<'a>(mut tensor: &'a mut [f32], places: &[Place]) -> Vec<&'a mut [f32]> {
         (tensor, at) = (rest, stored + outputs.len());
     }
     rows
-}
-
-/// `y[m, n] += Σ_t left[t, m] · right[t, n]`: `y` has a row for each column on the left, as long as there are columns
-/// on the right.
-fn add_product(y: &mut [&mut [f32]], left: &Columns, right: &Columns) {
-    let tokens = right.matrix.numbers.len().checked_div(right.matrix.stride).unwrap_or(0);
-    let width = right.range.len();
-    if tokens == 0 || width == 0 || y.is_empty() {
-        return;
-    }
-    let panels = width.div_ceil(PANEL);
-    let blocks: Vec<Range<usize>> = cut_evenly(0..tokens, DEPTH).collect();
-    let most = y.len().div_ceil(panel_rows()) / (4 * rayon::current_num_threads());
-    let rows = most.clamp(1, LEFT_PANELS) * panel_rows();
-    scratch::with(&RIGHT, tokens * panels * PANEL, |packed| {
-        right.pack(&blocks, packed);
-        let packed = &*packed;
-        y.par_chunks_mut(rows).enumerate().for_each(|(i, y)| {
-            let first = left.range.start + i * rows;
-            let panels = Panels { rows: y.len(), count: y.len().div_ceil(panel_rows()) };
-            scratch::with(&LEFT, panels.count * tokens * LANES, |packed_left| {
-                for (panel, out) in packed_left.chunks_exact_mut(tokens * LANES).enumerate() {
-                    left.pack_panel(first + panels.rows(panel).start, out);
-                }
-                let x = &Vectors { packed: packed_left, panels, depth: tokens, precision: Precision::F32 };
-                for depth in &blocks {
-                    let right = &packed[depth.start * width.next_multiple_of(PANEL)..];
-                    let columns = (0..width).step_by(PANEL).map(|start| start..width.min(start + PANEL));
-                    for (columns, weight) in columns.zip(right.chunks_exact(depth.len() * PANEL)) {
-                        pulp::Arch::new().dispatch(Panel {
-                            x,
-                            rows: 0..x.panels.count,
-                            depth: depth.clone(),
-                            weight,
-                            y,
-                            columns,
-                            from: From::OUTPUT,
-                            next: &mut Lines::none(),
-                            lines: 0,
-                        });
-                    }
-                }
-            });
-        });
-    });
-}
-
-impl Columns<'_> {
-    /// Packs the columns of every block of tokens into panels `[block, panel, token, 32]`.
-    fn pack(&self, blocks: &[Range<usize>], mut packed: &mut [f32]) {
-        let panels = self.range.len().div_ceil(PANEL);
-        for depth in blocks {
-            let (block, rest) = packed.split_at_mut(panels * depth.len() * PANEL);
-            let strips = block.par_chunks_mut(RIGHT_PANELS * depth.len() * PANEL).enumerate();
-            strips.for_each(|(i, strip)| {
-                let start = self.range.start + i * RIGHT_PANELS * PANEL;
-                let columns = start..self.range.end.min(start + RIGHT_PANELS * PANEL);
-                self.matrix.copy_to_panels::<PANEL>(depth.clone(), columns, strip);
-            });
-            packed = rest;
-        }
-    }
-
-    /// Packs sixteen columns of every token; which of them count, whoever reads them knows.
-    fn pack_panel(&self, first: usize, panel: &mut [f32]) {
-        let (panel, _) = panel.as_chunks_mut::<LANES>();
-        let rows = self.matrix.numbers[first..].chunks(self.matrix.stride.max(1));
-        for (out, row) in panel.iter_mut().zip(rows) {
-            match row.first_chunk() {
-                Some(all) => *out = *all,
-                None => {
-                    out.fill(0.0);
-                    out[..row.len()].copy_from_slice(row);
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -6,16 +6,18 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod bf16;
 mod dot;
 mod f32;
 mod gradient;
+mod over_tokens;
 mod pack;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod pairs;
+mod parts;
 mod pieces;
 mod scratch;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod tiles;
 mod weight;
 
 use rayon::prelude::*;
@@ -23,6 +25,7 @@ use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt;
 use pack::{Lines, Matrix};
+use parts::Parts;
 use weight::{Orientation, Part};
 
 pub use gradient::{Origin, Stretch};
@@ -43,7 +46,7 @@ pub enum Precision {
 pub struct Units {
     /// Vectors of 512 bits: AVX-512.
     pub vectors_of_512_bits: bool,
-    /// The matrix unit, for bf16: AMX.
+    /// The matrix unit, for bf16 and for f32 as sums of bf16 numbers: AMX.
     pub matrix_unit: bool,
 }
 
@@ -103,8 +106,12 @@ impl Weight {
     /// it was scattered, rounded once, and for the matrix unit laid out in tiles.
     pub fn prepared(self, precision: Precision) -> Self {
         match precision {
-            Precision::F32 if self.is_scattered() => self.gathered(),
-            Precision::F32 => self,
+            Precision::F32 => {
+                let trained = self.is_trained();
+                let whole = if self.is_scattered() { self.gathered() } else { self };
+                // The numbers of a trained weight change: what holds for these would not for the next ones.
+                if trained || !units().matrix_unit { whole } else { whole.measured() }
+            }
             Precision::BF16 => tiled(self.to_bf16().gathered()),
         }
     }
@@ -118,7 +125,7 @@ fn tiled(weight: Weight) -> Weight {
         && weight.inputs_len() * weight.outputs_len() > 0
     {
         let [inputs, outputs] =
-            [Sum::Inputs, Sum::Outputs].map(|sum| bf16::panels(simd, &Operand::of(&weight, sum)));
+            [Sum::Inputs, Sum::Outputs].map(|sum| tiles::panels(simd, &Operand::of(&weight, sum)));
         return weight.with_tiled(weight::Tiled { inputs, outputs });
     }
     weight
@@ -127,16 +134,18 @@ fn tiled(weight: Weight) -> Weight {
 /// Rows up to which it does not pay to pack a weight that is stored along the sum.
 const FEW_ROWS: usize = 32;
 
+/// Rows up to which it does not pay to cut an f32 weight into parts for the matrix unit.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+const ROWS_WITHOUT_PARTS: usize = 128;
+
 /// Columns that a kernel computes at a time.
 const PANEL: usize = 32;
 
-/// Numbers of a strip of panels: few enough for the second cache.
-const STRIP: usize = 384 * 4 * PANEL;
-
 /// What a kernel is.
 trait Kernel: Sync {
-    /// `y = from + x · weight` for all rows of the x that it holds, for the first `columns` columns of the blocks.
-    fn add(&self, blocks: &[Block], y: &mut [&mut [f32]], columns: usize, from: From);
+    /// `y = from + x · weight` for all rows of the x that it holds, for the first `columns` columns of the blocks. The
+    /// block `next` is probably what is asked for after these.
+    fn add(&self, blocks: &[Block], next: Option<&Block>, y: &mut [&mut [f32]], columns: usize, from: From);
 }
 
 /// What the first block of a sum of some columns is added to; those behind it are added to the output.
@@ -236,6 +245,8 @@ enum StoredRows {
 /// Columns of y that one thread computes; they all lie in one stored matrix.
 struct Task<'y> {
     columns: Range<usize>,
+    /// Those of the task behind it, which the same thread takes as a rule; there may be none.
+    next: Range<usize>,
     y: Vec<&'y mut [f32]>,
 }
 
@@ -265,12 +276,13 @@ fn product(
         });
     }
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if let (Precision::BF16, Some(unit), pulp::Arch::V4(simd)) =
-        (precision, amx::Unit::get(), pulp::Arch::new())
+    if let (Some(unit), pulp::Arch::V4(simd)) = (amx::Unit::get(), pulp::Arch::new())
+        && let Some(parts) = operand.parts(rows, precision)
     {
-        let depths: Vec<_> = operand.depths(bf16::DEPTH).map(|(_, depth)| depth).collect();
-        return bf16::Tiles::with((unit, simd), x, rows, &depths, threads, |kernel| {
-            run(kernel, bf16::DEPTH, y, operand, start, threads);
+        let deepest = tiles::deepest(parts);
+        let depths: Vec<_> = operand.depths(deepest).map(|(_, depth)| depth).collect();
+        return tiles::Tiles::with((unit, simd), parts, x, rows, &depths, threads, |kernel| {
+            run(kernel, deepest, y, operand, start, threads);
         });
     }
     f32::Vectors::with(x, rows, precision, threads, |kernel| {
@@ -289,7 +301,10 @@ fn run<K: Kernel>(
 ) {
     each(threads, operand.tasks(y), |mut task: Task| {
         let from = From { start, column: task.columns.start, width: operand.columns };
-        kernel.add(&operand.blocks(&task.columns, deepest), &mut task.y, task.columns.len(), from);
+        let blocks = operand.blocks(&task.columns, deepest);
+        let next =
+            operand.blocks(&task.next, deepest).into_iter().find(|block| !block.stored_columns.is_empty());
+        kernel.add(&blocks, next.as_ref(), &mut task.y, task.columns.len(), from);
     });
 }
 
@@ -335,6 +350,18 @@ impl<'a> Operand<'a> {
         })
     }
 
+    /// What the matrix unit makes of the factors of a product of so many rows, if it should.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    fn parts(&self, rows: usize, precision: Precision) -> Option<Parts> {
+        let exact = self.weight.placed_parts().map(|(_, part)| part.parts).max()?;
+        match precision {
+            Precision::BF16 => Some(Parts::Rounded),
+            Precision::F32 if exact == Parts::One && rows > FEW_ROWS => Some(exact),
+            Precision::F32 if rows > ROWS_WITHOUT_PARTS => Some(exact),
+            Precision::F32 => None,
+        }
+    }
+
     /// Cuts y into tasks: several a thread, so that all end together, but each several panels wide where there are
     /// many columns, and wide where the sum is deep, so that stored rows are read in long pieces.
     fn tasks<'y>(&self, y: &'y mut [f32]) -> Vec<Task<'y>> {
@@ -356,8 +383,11 @@ impl<'a> Operand<'a> {
         let mut tasks: Vec<Task> = segments
             .into_iter()
             .flat_map(cut)
-            .map(|columns| Task { columns, y: Vec::with_capacity(rows) })
+            .map(|columns| Task { columns, next: 0..0, y: Vec::with_capacity(rows) })
             .collect();
+        for i in 1..tasks.len() {
+            tasks[i - 1].next = tasks[i].columns.clone();
+        }
         for mut row in y.chunks_exact_mut(self.columns) {
             for task in &mut tasks {
                 let (part, rest) = row.split_at_mut(task.columns.len());
@@ -422,39 +452,38 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// The strips of columns of every block, each to be packed at once.
+/// Columns of a block that are packed at once.
+type Strip<'a> = (&'a Block<'a>, Range<usize>);
+
+/// The strips of every block, so many columns wide, each with the one after it; after the last one the first of the
+/// block `next`.
 fn strips<'a>(
     blocks: &'a [Block<'a>],
     columns: usize,
-) -> impl Iterator<Item = (&'a Block<'a>, Range<usize>)> {
-    blocks.iter().flat_map(move |block| {
-        let width = block.strip();
+    next: Option<&'a Block<'a>>,
+    width: impl Fn(&Block) -> usize + Copy,
+) -> impl Iterator<Item = (Strip<'a>, Option<Strip<'a>>)> {
+    let of = move |block: &'a Block<'a>, columns: usize| {
+        let width = width(block);
         (0..columns).step_by(width).map(move |start| (block, start..columns.min(start + width)))
-    })
+    };
+    let last = next.and_then(|block| of(block, block.stored_columns.len()).next());
+    let strips = move || blocks.iter().flat_map(move |block| of(block, columns));
+    strips().zip(strips().skip(1).map(Some).chain([last]))
 }
 
 impl Block<'_> {
-    /// Columns to pack at once: where the depth counts the stored rows, several panels, so that rows are read in
-    /// long pieces.
-    fn strip(&self) -> usize {
-        match self.rows {
-            _ if self.tiled.is_some() => PANEL,
-            StoredRows::Depth => STRIP / self.depth.len().next_multiple_of(PANEL) / PANEL * PANEL,
-            StoredRows::Columns => PANEL,
-        }
-    }
-
     /// The panel of all of the operand's in which some of the block's columns are.
     fn panel(&self, columns: &Range<usize>) -> usize {
         (self.stored_columns.start + columns.start) / PANEL
     }
 
-    /// Packs a strip of the block's columns into panels `[panel, depth, 32]`.
-    fn pack(&self, columns: Range<usize>, panels: &mut [f32]) {
+    /// Packs some of the block's depth and columns into panels `[panel, depth, 32]`.
+    fn pack(&self, depth: Range<usize>, columns: Range<usize>, panels: &mut [f32]) {
         match &self.part.numbers {
-            Numbers::F32(numbers) => self.pack_from(numbers.as_slice(), columns, panels),
-            Numbers::F16(numbers) => self.pack_from(numbers.as_slice(), columns, panels),
-            Numbers::BF16(numbers) => self.pack_from(numbers.as_slice(), columns, panels),
+            Numbers::F32(numbers) => self.pack_from(numbers.as_slice(), depth, columns, panels),
+            Numbers::F16(numbers) => self.pack_from(numbers.as_slice(), depth, columns, panels),
+            Numbers::BF16(numbers) => self.pack_from(numbers.as_slice(), depth, columns, panels),
         }
     }
 
@@ -493,12 +522,24 @@ impl Block<'_> {
         }
     }
 
-    fn pack_from<T: pack::Number>(&self, numbers: &[T], columns: Range<usize>, panels: &mut [f32]) {
+    fn pack_from<T: pack::Number>(
+        &self,
+        numbers: &[T],
+        depth: Range<usize>,
+        columns: Range<usize>,
+        panels: &mut [f32],
+    ) {
         let matrix = Matrix { numbers, stride: self.part.stride };
         let columns = self.stored_columns.start + columns.start..self.stored_columns.start + columns.end;
+        let panel = depth.len() * PANEL;
+        let depth = self.stored_depth.start + depth.start..self.stored_depth.start + depth.end;
         match self.rows {
-            StoredRows::Depth => matrix.copy_to_panels::<PANEL>(self.stored_depth.clone(), columns, panels),
-            StoredRows::Columns => matrix.transpose(columns, self.stored_depth.clone(), panels, PANEL),
+            StoredRows::Depth => matrix.copy_to_panels::<PANEL>(depth, columns, panels),
+            StoredRows::Columns => {
+                for (start, panel) in columns.clone().step_by(PANEL).zip(panels.chunks_exact_mut(panel)) {
+                    matrix.transpose(start..columns.end.min(start + PANEL), depth.clone(), panel, PANEL);
+                }
+            }
         }
     }
 }

@@ -226,7 +226,7 @@ pub(super) fn prefetch_ahead<const WIDTH: usize>(row: &[f32; WIDTH], number: usi
     }
 }
 
-/// The cache lines of a block of a row-major matrix that are still to be asked for, in the order of memory.
+/// The cache lines of a block of a row-major matrix that are still to be asked for.
 pub(super) struct Lines<'a> {
     /// The matrix from the block's first number on.
     bytes: &'a [u8],
@@ -235,8 +235,16 @@ pub(super) struct Lines<'a> {
     /// Of a row of the block, in bytes.
     width: usize,
     rows: usize,
-    /// Where in a row the next line is.
-    at: usize,
+    /// The row and the place in it of the next line.
+    next: (usize, usize),
+}
+
+/// Some rows of a block from one of their lines on.
+pub(super) struct Run<'a> {
+    /// The first byte in the first row.
+    pub first: &'a u8,
+    /// From row to row, in bytes.
+    pub stride: usize,
 }
 
 impl<'a> Lines<'a> {
@@ -244,40 +252,49 @@ impl<'a> Lines<'a> {
 
     /// No lines.
     pub fn none() -> Self {
-        Self { bytes: &[], stride: 0, width: 0, rows: 0, at: 0 }
+        Self { bytes: &[], stride: 0, width: 0, rows: 0, next: (0, 0) }
     }
 
     /// The lines of a block of a matrix whose rows are `stride` numbers long.
     pub fn new<T: Pod>(numbers: &'a [T], stride: usize, rows: Range<usize>, columns: Range<usize>) -> Self {
         let bytes = pulp::bytemuck::cast_slice(&numbers[rows.start * stride + columns.start..]);
         let (stride, width) = (stride * size_of::<T>(), columns.len() * size_of::<T>());
-        Self { bytes, stride, width, rows: rows.len(), at: 0 }
+        Self { bytes, stride, width, rows: rows.len(), next: (0, 0) }
     }
 
-    /// How many there are in a block of which none was asked for yet.
+    /// How many there are.
     pub fn len(&self) -> usize {
         self.rows * self.width.div_ceil(Self::BYTES)
     }
 
-    /// Asks for the next few to be brought into the cache.
+    /// Asks for the next few to be brought into the cache, in the order of memory.
     #[inline(always)]
     pub fn prefetch(&mut self, count: usize) {
         #[cfg(target_arch = "x86_64")]
         if let Some(sse) = pulp::core_arch::x86::Sse::try_new() {
             for _ in 0..count {
-                if self.rows == 0 {
+                let (row, at) = self.next;
+                if row >= self.rows {
                     break;
                 }
-                if let Some(byte) = self.bytes.get(self.at) {
+                if let Some(byte) = self.bytes.get(row * self.stride + at) {
                     sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(std::ptr::from_ref(byte).cast());
                 }
-                self.at += Self::BYTES;
-                if self.at >= self.width {
-                    self.bytes = self.bytes.get(self.stride..).unwrap_or(&[]);
-                    (self.rows, self.at) = (self.rows - 1, 0);
-                }
+                let at = at + Self::BYTES;
+                self.next = if at < self.width { (row, at) } else { (row + 1, 0) };
             }
         }
+    }
+
+    /// So many rows of the next lines one below the other, `width` bytes of each; for whoever asks for them himself.
+    pub fn take(&mut self, rows: usize, width: usize) -> Option<Run<'a>> {
+        let (row, at) = self.next;
+        if at >= self.width || self.rows == 0 {
+            return None;
+        }
+        self.next = if row + rows < self.rows { (row + rows, at) } else { (0, at + width) };
+        let first = self.bytes.get(row * self.stride + at)?;
+        Some(Run { first, stride: self.stride })
     }
 }
 

@@ -116,6 +116,8 @@ fn every_size_format_and_orientation_agrees_with_f64() {
         (15, 31, 65),
         (29, 97, 401),
         (61, 66, 130),
+        (130, 40, 70),
+        (161, 97, 601),
     ] {
         for format in FORMATS {
             for orientation in ORIENTATIONS {
@@ -150,7 +152,7 @@ fn stacked_parts_and_views_are_one_weight() {
         for range in [0..110, 1..110, 41..42, 30..50, 43..43, 40..43] {
             let view = whole.outputs(range.clone());
             let exact = &exact[range.start * inputs..range.end * inputs];
-            for rows in [1, 5, 70] {
+            for rows in [1, 5, 70, 150] {
                 check(&view, exact, rows, Precision::F32, 1e-6, "view");
                 check(&view, exact, rows, Precision::BF16, 1e-6, "view in bf16");
             }
@@ -167,7 +169,7 @@ fn bits_do_not_depend_on_threads() {
     let (outputs, inputs) = (515, 803);
     for orientation in ORIENTATIONS {
         let (w, _) = weight(Format::F16, orientation, outputs, inputs, 3);
-        for rows in [1, 20, 100] {
+        for rows in [1, 20, 100, 200] {
             for precision in [Precision::F32, Precision::BF16] {
                 let (x, g) = (numbers(rows * inputs, 4), numbers(rows * outputs, 5));
                 let both = |threads| {
@@ -204,7 +206,7 @@ fn empty_products_are_what_they_start_from() {
 #[test]
 fn nan_and_infinity_are_not_hidden() {
     for precision in [Precision::F32, Precision::BF16] {
-        for rows in [1, 3, 40] {
+        for rows in [1, 3, 40, 140] {
             let (w, _) = weight(Format::F32, Orientation::OutputsByInputs, 50, 70, 3);
             for (bad, row) in [(f32::NAN, 0), (f32::INFINITY, rows - 1)] {
                 let mut x = numbers(rows * 70, 4);
@@ -221,7 +223,8 @@ fn nan_and_infinity_are_not_hidden() {
 
 #[test]
 fn a_prepared_weight_multiplies_as_the_one_it_was_made_of() {
-    for (rows, outputs, inputs) in [(1, 70, 33), (5, 33, 500), (40, 300, 1100), (61, 66, 130)] {
+    for (rows, outputs, inputs) in [(1, 70, 33), (5, 33, 500), (40, 300, 1100), (61, 66, 130), (140, 66, 70)]
+    {
         for (format, orientation) in FORMATS.into_iter().flat_map(|f| ORIENTATIONS.map(|o| (f, o))) {
             let (w, exact) = weight(format, orientation, outputs, inputs, 3);
             // In one piece, and scattered as the heads of a fused projection are.

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::pack::Number;
+use super::parts::Parts;
 use super::scratch::Lined;
 use crate::model::ops::gradients::TensorId;
 
@@ -80,6 +81,15 @@ impl Numbers {
         }
     }
 
+    /// Of how many bf16 numbers each is the sum at most.
+    fn parts(&self) -> Parts {
+        match self {
+            Self::F32(_) => Parts::Three,
+            Self::F16(_) => Parts::Two,
+            Self::BF16(_) => Parts::One,
+        }
+    }
+
     /// Where in memory they are.
     fn address(&self) -> usize {
         match self {
@@ -148,6 +158,8 @@ pub(super) struct Part {
     pub stride: usize,
     /// The stored outputs this part consists of.
     pub outputs: Range<usize>,
+    /// Of how many bf16 numbers one of these is the sum.
+    pub parts: Parts,
 }
 
 /// A frozen weight `[outputs, inputs]`: one stored matrix, or several stacked along the outputs
@@ -181,7 +193,7 @@ impl Weight {
         Self {
             inputs,
             outputs,
-            parts: vec![Part { numbers, orientation, stride, outputs: 0..outputs }],
+            parts: vec![Part { parts: numbers.parts(), numbers, orientation, stride, outputs: 0..outputs }],
             tiled: None,
         }
     }
@@ -268,6 +280,21 @@ impl Weight {
         }
     }
 
+    /// Whether any of its numbers are those of a parameter that is trained.
+    pub(super) fn is_trained(&self) -> bool {
+        self.parts.iter().any(|part| part.numbers.tensor().is_some())
+    }
+
+    /// The same weight, with f32 numbers that happen to be sums of fewer bf16 numbers known as such.
+    pub(super) fn measured(mut self) -> Self {
+        for part in &mut self.parts {
+            if let Numbers::F32(numbers) = &part.numbers {
+                part.parts = Parts::needed(numbers.as_slice());
+            }
+        }
+        self
+    }
+
     /// Whether a sum over the outputs would be one of many short ones.
     pub(super) fn is_scattered(&self) -> bool {
         self.parts.len() > 1 && self.parts.iter().any(|part| part.outputs.len() < SHORT)
@@ -339,7 +366,8 @@ impl Part {
             Orientation::OutputsByInputs => inputs,
             Orientation::InputsByOutputs => outputs,
         };
-        Self { numbers: Numbers::BF16(numbers.into()), orientation, stride, outputs: 0..outputs }
+        let numbers = Numbers::BF16(numbers.into());
+        Self { parts: numbers.parts(), numbers, orientation, stride, outputs: 0..outputs }
     }
 
     /// This part's numbers alone, row by row.

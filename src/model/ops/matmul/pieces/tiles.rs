@@ -9,8 +9,9 @@ use pulp::x86::V4;
 use std::cell::Cell;
 
 use super::super::amx::{Ahead, SIDE, STEP, Session, Sums, TILE, Unit};
-use super::super::bf16::pair_up;
 use super::super::pack::{Lines, Matrix, transposed};
+use super::super::parts::Parts;
+use super::super::tiles::{ROWS as PAIR, pair_up};
 use super::super::{Block, Numbers, Orientation, PANEL, Precision, Weight, scratch};
 use super::{Held, Lanes, Shape};
 
@@ -47,7 +48,7 @@ impl Rows {
         for (i, out) in packed.chunks_exact_mut(panel).enumerate() {
             let rows = i * PANEL..shape.rows.min((i + 1) * PANEL);
             Matrix { numbers: x, stride: shape.inputs }.transpose(rows, 0..shape.inputs, &mut columns, PANEL);
-            pair_up(&columns, out);
+            pair_up(simd, Parts::Rounded, &columns, out);
         }
         Some(Self { unit, simd, shape, packed })
     }
@@ -70,11 +71,11 @@ impl Rows {
 struct Tiles<'a> {
     rows: &'a Rows,
     session: Session,
-    /// The piece `[16 outputs, step of 32 inputs, 16, 32]`.
+    /// The piece `[32 outputs, step of 32 inputs, 2, 16, 32]`.
     piece: &'a mut [u16],
     /// The piece for the second product: `[panel of 32 inputs, step of 32 outputs, 2, 16 pairs, 16 inputs]`.
     pairs: &'a mut [u32],
-    /// What meets the pairs: `[16 rows, step of 32 outputs, 16, 32]`.
+    /// What meets the pairs: `[32 rows, step of 32 outputs, 2, 16, 32]`.
     x: &'a mut [u16],
     outputs: usize,
 }
@@ -105,11 +106,11 @@ impl Held for Tiles<'_> {
         self.rows.simd.vectorize(
             #[inline(always)]
             move || {
-                let tiles = lines.chunks_exact_mut(inputs.div_ceil(STEP) * SIDE);
-                for (lines, outputs) in tiles.zip(numbers.chunks(SIDE * inputs)) {
+                let tiles = lines.chunks_exact_mut(inputs.div_ceil(STEP) * PAIR);
+                for (lines, outputs) in tiles.zip(numbers.chunks(PAIR * inputs)) {
                     for (at, output) in outputs.chunks_exact(inputs).enumerate() {
                         let (whole, rest) = output.as_chunks::<STEP>();
-                        let mut lines = lines[at..].iter_mut().step_by(SIDE);
+                        let mut lines = lines[at..].iter_mut().step_by(PAIR);
                         for (numbers, line) in whole.iter().zip(lines.by_ref()) {
                             *line = *numbers;
                         }
@@ -130,8 +131,7 @@ impl Held for Tiles<'_> {
             let pieces = self.piece[..self.len()].chunks_exact(2 * panels * TILE);
             for (piece, y) in pieces.zip(y.chunks_mut(2 * SIDE)) {
                 next.prefetch(lines);
-                let (upper, lower) = piece.split_at(panels * TILE);
-                self.session.multiply_two([upper, lower], x, &mut sums, &Ahead::none());
+                self.session.multiply(Parts::Rounded, piece, x, &mut sums, &Ahead::none());
                 for (i, y) in y.iter_mut().enumerate() {
                     let [left, right] = &sums.0[i / SIDE];
                     *y = cast([left[i % SIDE], right[i % SIDE]]);
@@ -151,12 +151,7 @@ impl Held for Tiles<'_> {
         let mut made = Sums::new();
         for (pairs, sums) in pairs.chunks_exact(steps * TILE).zip(sums.chunks_exact_mut(rows)) {
             for (x, sums) in self.x.chunks(2 * steps * TILE).zip(sums.chunks_mut(2 * SIDE)) {
-                let (upper, lower) = x.split_at(steps * TILE);
-                if sums.len() > SIDE {
-                    self.session.multiply_two([upper, lower], pairs, &mut made, &Ahead::none());
-                } else {
-                    self.session.multiply_one(upper, pairs, &mut made);
-                }
+                self.session.multiply(Parts::Rounded, x, pairs, &mut made, &Ahead::none());
                 add(self.rows.simd, &made, sums);
             }
         }
@@ -177,8 +172,8 @@ fn add(simd: V4, made: &Sums, sums: &mut [Lanes]) {
     );
 }
 
-/// Puts every two outputs' numbers side by side: from `[16 outputs, panel of 32 inputs, 16, 32]` to `[panel, step of 32
-/// outputs, 2, 16 pairs, 16 inputs]`.
+/// Puts every two outputs' numbers side by side: from `[32 outputs, panel of 32 inputs, 2, 16, 32]` to `[panel, step of
+/// 32 outputs, 2, 16 pairs, 16 inputs]`.
 fn pair_outputs(simd: V4, piece: &[u16], panels: usize, pairs: &mut [u32]) {
     let steps = piece.len() / (2 * panels * TILE);
     let ((tiles, _), (pairs, _)) = (piece.as_chunks::<TILE>(), pairs.as_chunks_mut::<TILE>());
@@ -186,10 +181,10 @@ fn pair_outputs(simd: V4, piece: &[u16], panels: usize, pairs: &mut [u32]) {
         #[inline(always)]
         move || {
             for (i, tile) in tiles.iter().enumerate() {
-                let (tile_row, panel) = (i / panels, i % panels);
-                let (lines, _) = pairs[panel * steps + tile_row / 2].as_chunks_mut::<SIDE>();
+                let (step, panel, half) = (i / (2 * panels), i / 2 % panels, i % 2);
+                let (lines, _) = pairs[panel * steps + step].as_chunks_mut::<SIDE>();
                 let (left, right) = lines.split_at_mut(SIDE);
-                let rows = tile_row % 2 * SIDE / 2..(tile_row % 2 + 1) * SIDE / 2;
+                let rows = half * SIDE / 2..(half + 1) * SIDE / 2;
                 let (outputs, _) = tile.as_chunks::<SIDE>();
                 let (outputs, _) = outputs.as_chunks::<4>();
                 for ((two, left), right) in outputs.iter().zip(&mut left[rows.clone()]).zip(&mut right[rows])
@@ -210,18 +205,17 @@ fn pair(simd: V4, first: [u16; SIDE], second: [u16; SIDE]) -> [u32; SIDE] {
     cast(simd.avx512f._mm512_or_si512(first, simd.avx512f._mm512_slli_epi32::<16>(second)))
 }
 
-/// Rounds x `[outputs, 32 rows]` into tiles `[2, step of 32 outputs, 16 rows, 32]`.
+/// Rounds x `[outputs, 32 rows]` into tiles `[step of 32 outputs, 2, 16 rows, 32]`.
 fn pack_rows(simd: V4, x: &[Lanes], tiles: &mut [u16]) {
     let (tiles, _) = tiles.as_chunks_mut::<TILE>();
-    let (upper, lower) = tiles.split_at_mut(tiles.len() / 2);
     simd.vectorize(
         #[inline(always)]
         move || {
             let mut pairs = [0; TILE];
-            for ((x, upper), lower) in x.chunks(STEP).zip(upper).zip(lower) {
-                pair_up(x.as_flattened(), &mut pairs);
+            for (x, tiles) in x.chunks(STEP).zip(tiles.chunks_exact_mut(2)) {
+                pair_up(simd, Parts::Rounded, x.as_flattened(), &mut pairs);
                 let (halves, _) = pairs.as_chunks::<{ TILE / 2 }>();
-                for (pairs, tile) in halves.iter().zip([upper, lower]) {
+                for (pairs, tile) in halves.iter().zip(tiles) {
                     let mut block = [simd.avx512f._mm512_setzero_ps(); SIDE];
                     for (vector, pairs) in block.iter_mut().zip(pairs.as_chunks::<SIDE>().0) {
                         *vector = cast(*pairs);

@@ -69,7 +69,7 @@ impl Held for Vectors<'_> {
         let len = self.piece_len();
         let space = &mut self.space[..len];
         for (first, out) in (0..inputs).step_by(PANEL).zip(space.chunks_exact_mut(panel)) {
-            piece.pack(first..inputs.min(first + PANEL), out);
+            piece.pack(0..self.outputs, first..inputs.min(first + PANEL), out);
         }
         if self.rows.precision == Precision::BF16 {
             round_all_to_bf16(space);

@@ -1,0 +1,414 @@
+//! Products by the matrix unit, of bf16 numbers or of f32 numbers that are sums of them.
+//!
+//! Knows the layout of tiles and how operands are brought into it. It does not know the unit's instructions, nor
+//! which thread computes what.
+
+use half::slice::HalfFloatSliceExt;
+use pulp::bytemuck::cast;
+use pulp::x86::V4;
+use pulp::{Simd, f32x16};
+use rayon::prelude::*;
+use std::arch::x86_64::{__m256i, __m512i};
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::amx::{Ahead, ROWS_A_STEP, SIDE, STEP, Session, Sums, TILE, Unit, WIDTH};
+use super::pack::{Lines, Matrix};
+use super::parts::{Parts, parts};
+use super::{
+    Addend, Block, From, Kernel, Numbers, Operand, PANEL, StoredRows, Threads, each, pairs, scratch, strips,
+};
+
+thread_local! {
+    static TILES: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
+    static WEIGHT: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    static WIDENED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Rows of x that the unit takes at a time: two tiles.
+pub(super) const ROWS: usize = 2 * SIDE;
+
+/// Panels of a weight that are packed at once, and met by some rows of x before the next rows are: the second cache
+/// holds both.
+const PANELS: usize = 4;
+
+/// Those rows of x, in twos of tiles.
+const PAIRS: usize = 8;
+
+/// Deepest block of a weight: as a packed panel it takes about 100 KiB at most, and every block adds to y once more.
+pub(super) fn deepest(parts: Parts) -> usize {
+    match parts {
+        Parts::Rounded => 1024,
+        Parts::One | Parts::Two | Parts::Three => 576,
+    }
+}
+
+/// x as tiles `[32 rows, step, part, 2, 16, 32]`. Every block of the depth begins a new step; rows and depth that x does
+/// not have are 0.
+pub(super) struct Tiles<'a> {
+    unit: Unit,
+    simd: V4,
+    parts: Parts,
+    packed: &'a [u16],
+    /// Step at which a block of the depth begins.
+    starts: Vec<usize>,
+    /// Steps of all blocks.
+    steps: usize,
+}
+
+impl Tiles<'_> {
+    /// Packs x `[rows, depth]` with its depth in the given blocks, and lends it to `f`.
+    pub fn with(
+        (unit, simd): (Unit, V4),
+        parts: Parts,
+        x: &[f32],
+        rows: usize,
+        blocks: &[Range<usize>],
+        threads: Threads,
+        f: impl FnOnce(&Tiles),
+    ) {
+        let depth = x.len() / rows;
+        let (starts, steps) = steps(blocks);
+        let pair = steps * parts.of_x() * 2 * TILE;
+        scratch::with(&TILES, rows.div_ceil(ROWS) * pair, |packed| {
+            let out = packed.chunks_exact_mut(pair).zip(x.chunks(ROWS * depth)).collect();
+            each(threads, out, |(out, x): (&mut [u16], &[f32])| {
+                pack_rows(simd, parts, x, depth, blocks, out)
+            });
+            f(&Tiles { unit, simd, parts, packed, starts, steps });
+        });
+    }
+
+    /// Packs these columns of some rows of a matrix as rows of which those are the depth, on the calling thread.
+    pub fn with_columns(
+        (unit, simd): (Unit, V4),
+        parts: Parts,
+        matrix: Matrix<f32>,
+        depth: Range<usize>,
+        columns: Range<usize>,
+        f: impl FnOnce(&Tiles),
+    ) {
+        let (steps, step) = (depth.len().div_ceil(STEP), parts.of_x() * 2 * TILE);
+        scratch::with(&TILES, columns.len().div_ceil(ROWS) * steps * step, |packed| {
+            // Some of all columns at a time, so that rows are read in long pieces.
+            for (i, start) in depth.clone().step_by(STEP).enumerate() {
+                let depth = start..depth.end.min(start + STEP);
+                let pairs = packed.chunks_exact_mut(steps * step);
+                for (start, out) in columns.clone().step_by(ROWS).zip(pairs) {
+                    let columns = start..columns.end.min(start + ROWS);
+                    let mut rows = [0.0; ROWS * STEP];
+                    let rows = &mut rows[..columns.len() * STEP];
+                    matrix.transpose(depth.clone(), columns, rows, STEP);
+                    pack_rows(simd, parts, rows, STEP, &[0..depth.len()], &mut out[i * step..][..step]);
+                }
+            }
+            f(&Tiles { unit, simd, parts, packed, starts: vec![0], steps });
+        });
+    }
+}
+
+/// At which step of 32 each block of the depth begins, and how many steps all have.
+fn steps(blocks: &[Range<usize>]) -> (Vec<usize>, usize) {
+    let mut steps = 0;
+    let starts = blocks.iter().map(|block| {
+        let start = steps;
+        steps += block.len().div_ceil(STEP);
+        start
+    });
+    (starts.collect(), steps)
+}
+
+/// Packs at most 32 rows into their tiles `[step, part, 2, 16, 32]`.
+fn pack_rows(simd: V4, parts: Parts, x: &[f32], depth: usize, blocks: &[Range<usize>], out: &mut [u16]) {
+    match parts.of_x() {
+        1 => pack_rows_as::<1>(simd, x, depth, blocks, out),
+        _ => pack_rows_as::<3>(simd, x, depth, blocks, out),
+    }
+}
+
+fn pack_rows_as<const PARTS: usize>(
+    simd: V4,
+    x: &[f32],
+    depth: usize,
+    blocks: &[Range<usize>],
+    out: &mut [u16],
+) {
+    let steps = blocks
+        .iter()
+        .flat_map(|block| block.clone().step_by(STEP).map(move |start| start..block.end.min(start + STEP)));
+    let (lines, _) = out.as_chunks_mut::<STEP>();
+    simd.vectorize(
+        #[inline(always)]
+        move || {
+            for (lines, step) in lines.chunks_exact_mut(PARTS * ROWS).zip(steps) {
+                if x.len() < ROWS * depth {
+                    lines.fill([0; STEP]);
+                }
+                for (row, x) in x.chunks_exact(depth).enumerate() {
+                    let (first, second) = x[step.clone()].split_at(step.len().min(SIDE));
+                    let first = parts::<PARTS>(simd, cast(vector(simd, first)));
+                    let second = parts::<PARTS>(simd, cast(vector(simd, second)));
+                    for part in 0..PARTS {
+                        lines[part * ROWS + row] =
+                            cast([upper(simd, first[part]), upper(simd, second[part])]);
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// The upper halves of sixteen numbers' bits.
+#[inline(always)]
+fn upper(simd: V4, bits: __m512i) -> __m256i {
+    simd.avx512f._mm512_cvtepi32_epi16(simd.avx512f._mm512_srli_epi32::<16>(bits))
+}
+
+impl Kernel for Tiles<'_> {
+    fn add(&self, blocks: &[Block], next: Option<&Block>, y: &mut [&mut [f32]], columns: usize, from: From) {
+        let session = self.unit.configure();
+        let width = |block: &Block| PANEL * if block.tiled.is_some() { 1 } else { PANELS };
+        for ((block, columns), next) in strips(blocks, columns, next, width) {
+            let panel = panel_len(block.depth.len(), self.parts);
+            let from = from.of(blocks, block);
+            let start = self.starts[block.index];
+            if let Some(weight) = self.laid_out(block, &columns) {
+                let next = next.and_then(|(block, columns)| self.laid_out(block, &columns));
+                let reach = panel / TILE * ROWS_A_STEP * WIDTH / size_of::<u32>();
+                let mut soon = Soon::LaidOut(next.unwrap_or(&[]).chunks(reach));
+                self.add_strip(&session, (start, weight, panel), y, columns, from, &mut soon);
+                continue;
+            }
+            let lines = next.map_or(Lines::none(), |(block, columns)| block.lines(columns));
+            let rows = block.depth.len().div_ceil(STEP) * ROWS_A_STEP;
+            scratch::with(&WEIGHT, columns.len().div_ceil(PANEL) * panel, |weight| {
+                pack_weight(self.simd, self.parts, block, columns.clone(), weight);
+                let mut soon = Soon::Stored { lines, rows };
+                self.add_strip(&session, (start, weight, panel), y, columns, from, &mut soon);
+            });
+        }
+    }
+}
+
+/// Numbers of a panel of a weight, so deep.
+pub(super) fn panel_len(depth: usize, parts: Parts) -> usize {
+    depth.div_ceil(STEP) * parts.of_weight() * TILE
+}
+
+/// What is read next.
+enum Soon<'a> {
+    /// A panel that was laid out before: as much of it as one product can ask for.
+    LaidOut(std::slice::Chunks<'a, u32>),
+    /// What will be packed: so many rows with every product.
+    Stored { lines: Lines<'a>, rows: usize },
+}
+
+impl Soon<'_> {
+    /// What one product can ask for.
+    fn ahead(&mut self) -> Ahead {
+        match self {
+            Self::LaidOut(panel) => Ahead::none().and_read(panel.next().unwrap_or(&[])),
+            Self::Stored { lines, rows } => Ahead::none().and_read_rows(lines.take(*rows, WIDTH)),
+        }
+    }
+}
+
+/// All panels of an operand of one part.
+pub(super) fn panels(simd: V4, operand: &Operand) -> scratch::Lined<u32> {
+    let steps = |block: &Block| block.depth.len().div_ceil(STEP) * TILE;
+    let deepest = deepest(Parts::Rounded);
+    let depths = operand.depths(deepest).map(|(_, depth)| depth.len().div_ceil(STEP));
+    let panel = depths.sum::<usize>() * TILE;
+    let mut panels = scratch::Lined::zeros(operand.columns.div_ceil(PANEL) * panel);
+    panels.par_chunks_mut(panel).enumerate().for_each(|(i, mut panel)| {
+        let columns = i * PANEL..operand.columns.min((i + 1) * PANEL);
+        for block in operand.blocks(&columns, deepest) {
+            let (out, rest) = panel.split_at_mut(steps(&block));
+            pack_weight(simd, Parts::Rounded, &block, 0..columns.len(), out);
+            panel = rest;
+        }
+    });
+    panels
+}
+
+impl Tiles<'_> {
+    /// Adds all rows' products with the columns of the same depth that [`pack_columns`] packed.
+    pub fn add_packed(&self, packed: &[u32], y: &mut [&mut [f32]], columns: usize) {
+        let session = self.unit.configure();
+        let weight = (0, packed, packed.len() / columns.div_ceil(PANEL));
+        self.add_strip(&session, weight, y, 0..columns, From::OUTPUT, &mut Soon::LaidOut([].chunks(1)));
+    }
+
+    /// The block's part of a panel that was laid out before.
+    fn laid_out<'b>(&self, block: &Block<'b>, columns: &Range<usize>) -> Option<&'b [u32]> {
+        let panels = block.tiled?;
+        let first = block.panel(columns) * self.steps + self.starts[block.index];
+        Some(&panels[first * TILE..(first + block.depth.len().div_ceil(STEP)) * TILE])
+    }
+
+    /// All rows of x times a strip of the weight, whose panels have so many numbers and begin at one of x's steps.
+    fn add_strip(
+        &self,
+        session: &Session,
+        (start, weight, panel): (usize, &[u32], usize),
+        y: &mut [&mut [f32]],
+        columns: Range<usize>,
+        from: From,
+        soon: &mut Soon,
+    ) {
+        let mut sums = Sums::new();
+        let step = 2 * TILE * self.parts.of_x();
+        let tiles = start * step..start * step + panel / (TILE * self.parts.of_weight()) * step;
+        let groups =
+            self.packed.chunks(PAIRS * self.steps * step).zip(y.chunks_mut(PAIRS * ROWS)).enumerate();
+        for (group, (x, y)) in groups {
+            for (column, weight) in columns.clone().step_by(PANEL).zip(weight.chunks_exact(panel)) {
+                let columns = column..columns.end.min(column + PANEL);
+                for (pair, (x, y)) in x.chunks_exact(self.steps * step).zip(y.chunks_mut(ROWS)).enumerate() {
+                    let ahead = soon.ahead().and_write(y, columns.start);
+                    session.multiply(self.parts, &x[tiles.clone()], weight, &mut sums, &ahead);
+                    let row = (group * PAIRS + pair) * ROWS;
+                    add_sums(self.simd, &sums, (y, row), columns.clone(), from);
+                }
+            }
+        }
+    }
+}
+
+/// Puts a tile's sums, and what they are added to, into the rows and columns of y that exist. `row` is the first of
+/// the rows.
+fn add_sums(simd: V4, sums: &Sums, (y, row): (&mut [&mut [f32]], usize), columns: Range<usize>, from: From) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            for (r, y) in y.iter_mut().enumerate() {
+                for (half, y) in y[columns.clone()].chunks_mut(SIDE).enumerate() {
+                    let first = columns.start + half * SIDE;
+                    let sums = cast(sums.0[r / SIDE][half][r % SIDE]);
+                    let sums = match from.addend(row + r, &(first..first + y.len())) {
+                        Addend::Nothing => sums,
+                        Addend::Output => simd.add_f32s(vector(simd, y), sums),
+                        Addend::One(other) => simd.add_f32s(vector(simd, other), sums),
+                        Addend::Two(one, other) => {
+                            simd.add_f32s(simd.add_f32s(vector(simd, one), vector(simd, other)), sums)
+                        }
+                    };
+                    match y.first_chunk_mut() {
+                        Some(y) => *y = cast::<_, [f32; SIDE]>(sums),
+                        None => simd.partial_store_f32s(y, sums),
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// At most sixteen numbers, filled up with zeros.
+#[inline(always)]
+fn vector(simd: V4, numbers: &[f32]) -> f32x16 {
+    match numbers.first_chunk::<SIDE>() {
+        Some(whole) => cast(*whole),
+        None => simd.partial_load_f32s(numbers),
+    }
+}
+
+/// Packs a strip of a block as pairs of bf16 `[panel, step, part, 2, 16 pairs, 16 columns]`.
+fn pack_weight(simd: V4, parts: Parts, block: &Block, columns: Range<usize>, out: &mut [u32]) {
+    let panel = panel_len(block.depth.len(), parts);
+    if let (Numbers::BF16(numbers), 1) = (&block.part.numbers, parts.of_weight()) {
+        let numbers: &[u16] = numbers.as_slice().reinterpret_cast();
+        let stored = block.stored_columns.start + columns.start..block.stored_columns.start + columns.end;
+        let depth = block.stored_depth.clone();
+        match block.rows {
+            StoredRows::Depth => pairs::of_rows(simd, numbers, block.part.stride, depth, stored, out),
+            StoredRows::Columns => {
+                for (start, out) in stored.clone().step_by(PANEL).zip(out.chunks_exact_mut(panel)) {
+                    let stored = start..stored.end.min(start + PANEL);
+                    pairs::along_rows(simd, numbers, block.part.stride, stored, depth.clone(), out);
+                }
+            }
+        }
+        return;
+    }
+    by_steps(simd, parts, block.depth.len(), out, |step, widened| block.pack(step, columns.clone(), widened));
+}
+
+/// Packs panels of which `widen` gives some of the depth as `[panel, depth, 32]`: so little at a time that it stays in
+/// the first cache.
+fn by_steps(
+    simd: V4,
+    parts: Parts,
+    depth: usize,
+    out: &mut [u32],
+    mut widen: impl FnMut(Range<usize>, &mut [f32]),
+) {
+    let (panel, step) = (panel_len(depth, parts), panel_len(STEP, parts));
+    let panels = out.len() / panel;
+    scratch::with(&WIDENED, panels * STEP * PANEL, |widened| {
+        for start in (0..depth).step_by(STEP) {
+            let deep = start..depth.min(start + STEP);
+            let widened = &mut widened[..panels * deep.len() * PANEL];
+            widen(deep.clone(), widened);
+            let out = out.chunks_exact_mut(panel).map(|panel| &mut panel[start / STEP * step..][..step]);
+            for (widened, out) in widened.chunks_exact(deep.len() * PANEL).zip(out) {
+                pair_up(simd, parts, widened, out);
+            }
+        }
+    });
+}
+
+/// Packs rows and columns of a matrix whose rows are the depth, `[panel, step, part, 2, 16 pairs, 16 columns]`.
+pub(super) fn pack_columns(
+    simd: V4,
+    parts: Parts,
+    matrix: Matrix<f32>,
+    depth: Range<usize>,
+    columns: Range<usize>,
+    out: &mut [u32],
+) {
+    by_steps(simd, parts, depth.len(), out, |step, widened| {
+        let rows = depth.start + step.start..depth.start + step.end;
+        matrix.copy_to_panels::<PANEL>(rows, columns.clone(), widened);
+    });
+}
+
+/// Cuts a panel `[depth, 32]` into parts and puts every two numbers of a column side by side: `[step, part, 2, 16 pairs,
+/// 16 columns]`.
+pub(super) fn pair_up(simd: V4, split: Parts, panel: &[f32], out: &mut [u32]) {
+    match split.of_weight() {
+        1 => pair_up_as::<1>(simd, panel, out),
+        2 => pair_up_as::<2>(simd, panel, out),
+        _ => pair_up_as::<3>(simd, panel, out),
+    }
+}
+
+fn pair_up_as<const PARTS: usize>(simd: V4, panel: &[f32], out: &mut [u32]) {
+    let (rows, _) = panel.as_chunks::<PANEL>();
+    let (lines, _) = out.as_chunks_mut::<SIDE>();
+    let steps = lines.chunks_exact_mut(PARTS * STEP).zip(rows.chunks(STEP));
+    simd.vectorize(
+        // It consumes the steps: a closure that could be called twice would not be inlined.
+        #[inline(always)]
+        move || {
+            let f = simd.avx512f;
+            for (lines, rows) in steps {
+                if rows.len() < STEP {
+                    lines.fill([0; SIDE]);
+                }
+                for (pair, rows) in rows.chunks(2).enumerate() {
+                    let (even, odd) = (&rows[0], rows.get(1).unwrap_or(&[0.0; PANEL]));
+                    for half in 0..2 {
+                        let columns = half * SIDE..(half + 1) * SIDE;
+                        let even = parts::<PARTS>(simd, cast(vector(simd, &even[columns.clone()])));
+                        let odd = parts::<PARTS>(simd, cast(vector(simd, &odd[columns])));
+                        for part in 0..PARTS {
+                            let first = f._mm512_srli_epi32::<16>(even[part]);
+                            let second = f._mm512_and_si512(odd[part], f._mm512_set1_epi32(!0xffff));
+                            lines[(part * 2 + half) * SIDE + pair] = cast(f._mm512_or_si512(first, second));
+                        }
+                    }
+                }
+            }
+        },
+    );
+}
