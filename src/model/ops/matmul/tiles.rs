@@ -99,7 +99,9 @@ impl Tiles<'_> {
                     let mut rows = [0.0; ROWS * STEP];
                     let rows = &mut rows[..columns.len() * STEP];
                     matrix.transpose(depth.clone(), columns, rows, STEP);
-                    pack_rows(simd, parts, rows, STEP, &[0..depth.len()], &mut out[i * step..][..step]);
+                    let whole = 0..depth.len();
+                    let out = &mut out[i * step..][..step];
+                    pack_rows(simd, parts, rows, STEP, std::slice::from_ref(&whole), out);
                 }
             }
             f(&Tiles { unit, simd, parts, packed, starts: vec![0], steps });
