@@ -4,6 +4,7 @@
 //! into three that add up to it exactly. Of the nine products of the parts of two numbers, the three smallest are left
 //! out: together they are at most 2⁻²³ of the whole and mostly about 2⁻²⁷, less than what is rounded off when a product is
 //! added to a sum in f32. Numbers of fewer digits have fewer parts: a bf16 one, an f16 two.
+//! Below 2⁻¹¹⁰ a last part can be subnormal, which such units take for zero.
 //!
 //! Knows how numbers are cut. It does not know how parts are laid out, nor who multiplies them.
 
