@@ -15,6 +15,7 @@ pub mod generate;
 pub mod gguf;
 pub mod gpt2;
 pub mod layout;
+pub mod lined;
 pub mod llama;
 pub mod numerics;
 pub mod ops;

@@ -9,18 +9,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{Device, Tensor};
 
 use super::ModelError;
+use super::lined::Lined;
 
 /// Memory of matrices that are gone, for those to come.
 #[derive(Clone, Debug, Default)]
-pub struct Pool(Arc<Mutex<Vec<Vec<f32>>>>);
+pub struct Pool(Arc<Mutex<Vec<Lined<f32>>>>);
 
 /// A matrix `[rows, width]`; its memory goes back to the pool it came from.
 #[derive(Debug)]
 pub struct Rows {
-    /// As long as its memory was once asked to be, so that nothing is cleared when a shorter use is followed by a
-    /// longer one.
-    memory: Vec<f32>,
-    len: usize,
+    numbers: Lined<f32>,
     width: usize,
     pool: Pool,
 }
@@ -30,13 +28,14 @@ impl Pool {
     pub fn rows(&self, rows: usize, width: usize) -> Rows {
         let len = rows * width;
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = free.iter().enumerate().filter(|(_, v)| v.len() >= len);
-        let best = fits.min_by_key(|(_, v)| v.len()).map(|(i, _)| i);
+        let fits = free.iter().enumerate().filter(|(_, free)| free.capacity() >= len);
+        let best = fits.min_by_key(|(_, free)| free.capacity()).map(|(i, _)| i);
         let best = best.map(|i| free.swap_remove(i));
         drop(free);
         // Batches differ a little in length: the next one shall fit as well.
-        let memory = best.unwrap_or_else(|| vec![0.0; len + len / 4]);
-        let mut rows = Rows { memory, len, width, pool: self.clone() };
+        let mut numbers = best.unwrap_or_else(|| Lined::zeros(len + len / 4));
+        numbers.resize(len);
+        let mut rows = Rows { numbers, width, pool: self.clone() };
         if cfg!(test) {
             rows.fill(f32::NAN);
         }
@@ -70,7 +69,7 @@ impl Pool {
 impl Rows {
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        self.len.checked_div(self.width).unwrap_or(0)
+        self.numbers.len().checked_div(self.width).unwrap_or(0)
     }
 
     /// Number of columns.
@@ -114,7 +113,7 @@ impl Rows {
         let (count, width) = (self.rows(), self.width);
         for (part, &row) in parts.chunks_exact(width.max(1)).zip(rows) {
             if (row as usize) < count {
-                let into = &mut self.memory[row as usize * width..][..width];
+                let into = &mut self.numbers[row as usize * width..][..width];
                 into.iter_mut().zip(part).for_each(|(a, b)| *a += b);
             }
         }
@@ -122,7 +121,7 @@ impl Rows {
 
     /// Forgets all but the first `rows` rows.
     pub fn truncate(&mut self, rows: usize) {
-        self.len = self.len.min(rows * self.width);
+        self.numbers.resize(self.numbers.len().min(rows * self.width));
     }
 
     /// A tensor `[rows, width]` on the processor.
@@ -137,20 +136,20 @@ impl Rows {
 impl Deref for Rows {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.memory[..self.len]
+        &self.numbers
     }
 }
 
 impl DerefMut for Rows {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.memory[..self.len]
+        &mut self.numbers
     }
 }
 
 impl Drop for Rows {
     fn drop(&mut self) {
-        let memory = std::mem::take(&mut self.memory);
-        self.pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+        let numbers = std::mem::take(&mut self.numbers);
+        self.pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(numbers);
     }
 }
 

@@ -4,13 +4,15 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::model::lined::Lined;
+
 /// Rows are padded to a multiple of so many numbers: the widest vector of any machine.
 pub const LANES: usize = 16;
 
 /// A matrix `[rows, width]`, its width a multiple of [`LANES`].
 #[derive(Default)]
 pub struct Padded {
-    values: Vec<f32>,
+    values: Lined<f32>,
     width: usize,
 }
 
@@ -72,7 +74,7 @@ impl Padded {
     /// Changes the sizes; what the matrix holds then is left over from earlier.
     fn reshape(&mut self, rows: usize, columns: usize) {
         self.width = columns.next_multiple_of(LANES);
-        self.values.resize(rows * self.width, 0.0);
+        self.values.resize(rows * self.width);
     }
 }
 

@@ -76,14 +76,85 @@ fn permitted() -> bool {
 /// The unit while it is configured for the thread that holds this.
 pub(super) struct Session(PhantomData<*const ()>);
 
-/// Sums of two tiles of rows times two of columns: `[row tile, column tile, 16, 16]`.
+/// Rows and columns of sums that a product computes: two tiles of each.
+pub(super) const SQUARE: usize = 2 * SIDE;
+
+/// Rows of a matrix that products can be written to.
+pub(super) struct Output<'a, 'y> {
+    rows: &'a mut [&'y mut [f32]],
+    /// From row to row, in bytes, where all are equally far apart.
+    stride: Option<usize>,
+    /// Of the shortest row.
+    len: usize,
+}
+
+impl<'a, 'y> Output<'a, 'y> {
+    /// Rows of any lengths anywhere.
+    pub fn new(rows: &'a mut [&'y mut [f32]]) -> Self {
+        let mut places = rows.iter_mut().map(|row| row.as_mut_ptr().expose_provenance());
+        let stride = places.next().zip(places.next()).map(|(first, second)| {
+            let stride = second.wrapping_sub(first);
+            let mut last = second;
+            let even = places.all(|place| place.wrapping_sub(std::mem::replace(&mut last, place)) == stride);
+            even.then_some(stride)
+        });
+        let len = rows.iter().map(|row| row.len()).min().unwrap_or(0);
+        Self { rows, stride: stride.flatten(), len }
+    }
+
+    /// Some of the rows, at most 32.
+    pub fn square(&mut self, first: usize) -> impl Iterator<Item = &mut [f32]> {
+        self.rows.iter_mut().skip(first).take(SQUARE).map(|row| &mut **row)
+    }
+
+    /// 32 columns of 32 rows, if there are so many, equally far apart.
+    pub fn target(&mut self, row: usize, column: usize) -> Option<Target<'_>> {
+        if row + SQUARE > self.rows.len() || column + SQUARE > self.len {
+            return None;
+        }
+        let first = self.rows[row][column..].as_mut_ptr().addr();
+        let first = std::ptr::with_exposed_provenance_mut(first);
+        Some(Target { first, stride: self.stride?, rows: PhantomData })
+    }
+}
+
+/// Where the sums of a product go: 32 columns of 32 rows.
+pub(super) struct Target<'a> {
+    first: *mut f32,
+    /// From row to row, in bytes.
+    stride: usize,
+    rows: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Target<'a> {
+    /// Rows end to end.
+    pub fn of(rows: &'a mut [[f32; SQUARE]; SQUARE]) -> Self {
+        Self { first: rows.as_mut_ptr().cast(), stride: size_of::<[f32; SQUARE]>(), rows: PhantomData }
+    }
+}
+
+/// What the sums of a product begin with.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Begin {
+    /// Zero.
+    Zero,
+    /// What is there already.
+    There,
+}
+
+/// Space for the sums of a product that do not go where they belong at once.
 #[repr(align(64))]
-pub(super) struct Sums(pub [[[[f32; SIDE]; SIDE]; 2]; 2]);
+pub(super) struct Sums(pub [[f32; SQUARE]; SQUARE]);
 
 impl Sums {
     /// Space for sums.
     pub fn new() -> Self {
-        Self([[[[0.0; SIDE]; SIDE]; 2]; 2])
+        Self([[0.0; SQUARE]; SQUARE])
+    }
+
+    /// All of it.
+    pub fn target(&mut self) -> Target<'_> {
+        Target::of(&mut self.0)
     }
 }
 
@@ -124,11 +195,14 @@ impl Ahead {
         }
     }
 
-    /// And rows that are written after the product, from one of their columns on.
-    pub fn and_write(self, rows: &[&mut [f32]], column: usize) -> Self {
-        let [first, second, ..] = rows else { return self };
-        let write = first.as_ptr().wrapping_add(column).cast();
-        Self { write, write_stride: second.as_ptr().addr().wrapping_sub(first.as_ptr().addr()), ..self }
+    /// And what is written after the product: rows from this one on, from one of their columns on.
+    pub fn and_write(self, output: &Output, row: usize, column: usize) -> Self {
+        match (output.rows.get(row), output.stride) {
+            (Some(row), Some(write_stride)) => {
+                Self { write: row.as_ptr().wrapping_add(column).cast(), write_stride, ..self }
+            }
+            _ => self,
+        }
     }
 }
 
@@ -253,21 +327,29 @@ macro_rules! same_rows {
 
 /// All steps of a product of which one step has so many bytes of x and of the weight.
 macro_rules! product {
-    ($x:ident, $weight:ident, $count:ident, $sums:ident, $ahead:ident; $x_step:literal, $w_step:literal; $step:expr) => {
+    ($x:ident, $weight:ident, $count:ident, $begin:ident, $target:ident, $ahead:ident; $x_step:literal, $w_step:literal;
+        $step:expr) => {
         asm!(
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "test {lower}, {lower}", "jz 3f",
+            "tileloadd tmm0, [{upper} + {stride}]", "tileloadd tmm1, [{upper} + {stride} + 64]",
+            "tileloadd tmm2, [{lower} + {stride}]", "tileloadd tmm3, [{lower} + {stride} + 64]",
+            "jmp 2f",
+            "3:", "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
             "2:",
             $step,
             concat!("add {x}, ", $x_step), concat!("add {w}, ", $w_step),
             "dec {steps}", "jnz 2b",
-            "tilestored [{sums} + {line}], tmm0",
-            "tilestored [{sums} + {line} + 1024], tmm1",
-            "tilestored [{sums} + {line} + 2048], tmm2",
-            "tilestored [{sums} + {line} + 3072], tmm3",
+            "lea {lower}, [{upper} + 8*{stride}]", "lea {lower}, [{lower} + 8*{stride}]",
+            "tilestored [{upper} + {stride}], tmm0", "tilestored [{upper} + {stride} + 64], tmm1",
+            "tilestored [{lower} + {stride}], tmm2", "tilestored [{lower} + {stride} + 64], tmm3",
             x = inout(reg) $x.as_ptr() => _, w = inout(reg) $weight.as_ptr() => _, steps = inout(reg) $count => _,
             read = inout(reg) $ahead.read => _, read_stride = in(reg) $ahead.read_stride,
             write = inout(reg) $ahead.write => _, write_stride = in(reg) $ahead.write_stride,
-            sums = in(reg) $sums.0.as_mut_ptr(), line = in(reg) LINE,
+            upper = in(reg) $target.first, stride = in(reg) $target.stride, line = in(reg) LINE,
+            lower = inout(reg) match $begin {
+                Begin::Zero => std::ptr::null_mut(),
+                Begin::There => $target.first.wrapping_byte_add(SIDE * $target.stride),
+            } => _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
             out("tmm6") _, out("tmm7") _, options(nostack),
         )
@@ -275,10 +357,17 @@ macro_rules! product {
 }
 
 impl Session {
-    /// Products of two tiles of rows: `sums[r, c] = Σ_step Σ_(i, j) x[step, i, r] · weight[step, j, c]` over the pairs of
-    /// parts that count, for x `[step, part, 2, 16, 32]` and pairs of numbers weight `[step, part, 2, 16 pairs, 16
-    /// columns]`, while other memory is brought closer.
-    pub fn multiply(&self, parts: Parts, x: &[u16], weight: &[u32], sums: &mut Sums, ahead: &Ahead) {
+    /// Products of two tiles of rows with two of columns: `target[r, c] = begin + Σ_step Σ_(i, j) x[step, i, r] ·
+    /// weight[step, j, c]` over the pairs of parts that count, for x `[step, part, 2, 16, 32]` and pairs of numbers weight
+    /// `[step, part, 2, 16 pairs, 16 columns]`, while other memory is brought closer.
+    pub fn multiply(
+        &self,
+        parts: Parts,
+        (x, weight): (&[u16], &[u32]),
+        begin: Begin,
+        target: Target,
+        ahead: &Ahead,
+    ) {
         let count = x.len() / (2 * TILE * parts.of_x());
         assert!(
             count > 0 && x.len() == count * 2 * TILE * parts.of_x(),
@@ -286,15 +375,16 @@ impl Session {
         );
         assert_eq!(weight.len(), count * TILE * parts.of_weight(), "tiles of unequal depth");
         // SAFETY: the tiles are configured; every load is of a whole tile of one of `count` steps, which the slices hold
-        // (checked above), every store within `sums`. What is asked for ahead need not exist.
+        // (checked above), every load and store of sums within `target`. What
+        // is asked for ahead need not exist.
         unsafe {
             match parts {
-                Parts::Rounded => product!(x, weight, count, sums, ahead; 2048, 2048; concat!(
+                Parts::Rounded => product!(x, weight, count, begin, target, ahead; 2048, 2048; concat!(
                     weight!(0; bring!("x", 2048, 0), bring!("x", 2048, 1)),
                     rows!(0; bring!("x", 2048, 2), bring!("x", 2048, 3), bring!("w", 2048, 0), bring!("w", 2048, 1),
                         bring!("w", 2048, 2), concat!(bring!("w", 2048, 3), ask_to_read!(), ask_to_write!())),
                 )),
-                Parts::One => product!(x, weight, count, sums, ahead; 6144, 2048; concat!(
+                Parts::One => product!(x, weight, count, begin, target, ahead; 6144, 2048; concat!(
                     weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
                     rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
                         bring!("x", 6144, 6), bring!("x", 6144, 7)),
@@ -302,7 +392,7 @@ impl Session {
                         bring!("w", 2048, 0), bring!("w", 2048, 1)),
                     rows!(0; bring!("w", 2048, 2), bring!("w", 2048, 3), ask_to_read!(), pause!(), ask_to_write!(), pause!()),
                 )),
-                Parts::Two => product!(x, weight, count, sums, ahead; 6144, 4096; concat!(
+                Parts::Two => product!(x, weight, count, begin, target, ahead; 6144, 4096; concat!(
                     weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
                     rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
                         bring!("x", 6144, 6), bring!("x", 6144, 7)),
@@ -314,7 +404,7 @@ impl Session {
                     same_rows!(),
                     rows!(0; pause!(), pause!(), pause!(), pause!(), pause!(), pause!()),
                 )),
-                Parts::Three => product!(x, weight, count, sums, ahead; 6144, 6144; concat!(
+                Parts::Three => product!(x, weight, count, begin, target, ahead; 6144, 6144; concat!(
                     weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
                     rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
                         bring!("x", 6144, 6), bring!("x", 6144, 7)),

@@ -10,10 +10,11 @@ use std::ops::Range;
 
 use super::pack::{LANES, round_all_to_bf16};
 use super::{Block, From, Kernel, Precision, scratch};
+use crate::model::lined::Lined;
 
 thread_local! {
-    static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static WEIGHT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static ROWS: Cell<Lined<f32>> = const { Cell::new(Lined::new()) };
+    static WEIGHT: Cell<Lined<f32>> = const { Cell::new(Lined::new()) };
 }
 
 /// Deepest block: a few widened rows of the matrix stay in the first cache.

@@ -9,10 +9,11 @@ use std::ops::Range;
 
 use super::pack::{LANES, Lines, Matrix, prefetch, prefetch_ahead, round_all_to_bf16};
 use super::{Addend, Block, From, Kernel, PANEL, Precision, StoredRows, Threads, each, scratch, strips};
+use crate::model::lined::Lined;
 
 thread_local! {
-    static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static WEIGHT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static ROWS: Cell<Lined<f32>> = const { Cell::new(Lined::new()) };
+    static WEIGHT: Cell<Lined<f32>> = const { Cell::new(Lined::new()) };
 }
 
 /// Deepest block of a weight. With 32 columns it shares the caches with a panel of x; for few rows it is less deep

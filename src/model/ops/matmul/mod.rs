@@ -367,17 +367,20 @@ impl<'a> Operand<'a> {
     fn tasks<'y>(&self, y: &'y mut [f32]) -> Vec<Task<'y>> {
         let threads = rayon::current_num_threads();
         let panels = self.columns.div_ceil(PANEL);
-        let width = match self.depth {
-            0..16384 => (panels / (4 * threads)).clamp(1, 8),
-            _ => panels.div_ceil(2 * threads),
-        } * PANEL;
+        let count = match self.depth {
+            0..16384 => panels.div_ceil(8).max(4 * threads).next_multiple_of(threads),
+            _ => 2 * threads,
+        };
         let segments: Vec<Range<usize>> = match self.sum {
             Sum::Inputs => self.weight.placed_parts().map(|(place, _)| place).collect(),
             Sum::Outputs => std::iter::once(0..self.columns).collect(),
         };
+        // All of a segment are equally wide, but for a panel.
         let cut = |segment: Range<usize>| {
-            let end = segment.end;
-            segment.step_by(width).map(move |start| start..end.min(start + width))
+            let panels = segment.len().div_ceil(PANEL);
+            let count = (count * segment.len()).div_ceil(self.columns).min(panels);
+            let end = move |i: usize| segment.end.min(segment.start + panels * i / count * PANEL);
+            (0..count).map(move |i| end(i)..end(i + 1))
         };
         let rows = y.len() / self.columns;
         let mut tasks: Vec<Task> = segments

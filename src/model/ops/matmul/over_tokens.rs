@@ -12,12 +12,13 @@ use super::pack::{LANES, Lines, Matrix};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::{FEW_ROWS, amx, parts::Parts, tiles};
 use super::{From, PANEL, Precision, cut_evenly, scratch};
+use crate::model::lined::Lined;
 
 thread_local! {
-    static LEFT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static RIGHT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static LEFT: Cell<Lined<f32>> = const { Cell::new(Lined::new()) };
+    static RIGHT: Cell<Lined<f32>> = const { Cell::new(Lined::new()) };
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    static RIGHT_TILES: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    static RIGHT_TILES: Cell<Lined<u32>> = const { Cell::new(Lined::new()) };
 }
 
 /// Tokens summed up in registers: as deep as the other products' blocks.
@@ -68,7 +69,7 @@ fn add_tiles(
     let blocks: Vec<Range<usize>> = cut_evenly(0..tokens, tiles::deepest(parts)).collect();
     let panels = right.range.len().div_ceil(PANEL);
     let len = |depth: &Range<usize>| panels * tiles::panel_len(depth.len(), parts);
-    let rows = groups_of_a_task(y.len().div_ceil(tiles::ROWS), LEFT_PAIRS) * tiles::ROWS;
+    let rows = groups_of_a_task(y.len().div_ceil(amx::SQUARE), LEFT_PAIRS) * amx::SQUARE;
     scratch::with(&RIGHT_TILES, blocks.iter().map(len).sum(), |packed| {
         let mut rest = &mut *packed;
         let mut packed = Vec::with_capacity(blocks.len());

@@ -12,21 +12,20 @@ use std::arch::x86_64::{__m256i, __m512i};
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::amx::{Ahead, ROWS_A_STEP, SIDE, STEP, Session, Sums, TILE, Unit, WIDTH};
+use super::amx::{Ahead, Begin, Output, ROWS_A_STEP, SIDE, SQUARE, STEP, Session, Sums, TILE, Unit, WIDTH};
 use super::pack::{Lines, Matrix};
 use super::parts::{Parts, parts};
 use super::{
-    Addend, Block, From, Kernel, Numbers, Operand, PANEL, StoredRows, Threads, each, pairs, scratch, strips,
+    Addend, Block, From, Kernel, Numbers, Operand, PANEL, Start, StoredRows, Threads, each, pairs, scratch,
+    strips,
 };
+use crate::model::lined::Lined;
 
 thread_local! {
-    static TILES: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
-    static WEIGHT: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
-    static WIDENED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static TILES: Cell<Lined<u16>> = const { Cell::new(Lined::new()) };
+    static WEIGHT: Cell<Lined<u32>> = const { Cell::new(Lined::new()) };
+    static WIDENED: Cell<Lined<f32>> = const { Cell::new(Lined::new()) };
 }
-
-/// Rows of x that the unit takes at a time: two tiles.
-pub(super) const ROWS: usize = 2 * SIDE;
 
 /// Panels of a weight that are packed at once, and met by some rows of x before the next rows are: the second cache
 /// holds both.
@@ -70,8 +69,8 @@ impl Tiles<'_> {
         let depth = x.len() / rows;
         let (starts, steps) = steps(blocks);
         let pair = steps * parts.of_x() * 2 * TILE;
-        scratch::with(&TILES, rows.div_ceil(ROWS) * pair, |packed| {
-            let out = packed.chunks_exact_mut(pair).zip(x.chunks(ROWS * depth)).collect();
+        scratch::with(&TILES, rows.div_ceil(SQUARE) * pair, |packed| {
+            let out = packed.chunks_exact_mut(pair).zip(x.chunks(SQUARE * depth)).collect();
             each(threads, out, |(out, x): (&mut [u16], &[f32])| {
                 pack_rows(simd, parts, x, depth, blocks, out)
             });
@@ -89,14 +88,14 @@ impl Tiles<'_> {
         f: impl FnOnce(&Tiles),
     ) {
         let (steps, step) = (depth.len().div_ceil(STEP), parts.of_x() * 2 * TILE);
-        scratch::with(&TILES, columns.len().div_ceil(ROWS) * steps * step, |packed| {
+        scratch::with(&TILES, columns.len().div_ceil(SQUARE) * steps * step, |packed| {
             // Some of all columns at a time, so that rows are read in long pieces.
             for (i, start) in depth.clone().step_by(STEP).enumerate() {
                 let depth = start..depth.end.min(start + STEP);
                 let pairs = packed.chunks_exact_mut(steps * step);
-                for (start, out) in columns.clone().step_by(ROWS).zip(pairs) {
-                    let columns = start..columns.end.min(start + ROWS);
-                    let mut rows = [0.0; ROWS * STEP];
+                for (start, out) in columns.clone().step_by(SQUARE).zip(pairs) {
+                    let columns = start..columns.end.min(start + SQUARE);
+                    let mut rows = [0.0; SQUARE * STEP];
                     let rows = &mut rows[..columns.len() * STEP];
                     matrix.transpose(depth.clone(), columns, rows, STEP);
                     let whole = 0..depth.len();
@@ -142,8 +141,8 @@ fn pack_rows_as<const PARTS: usize>(
     simd.vectorize(
         #[inline(always)]
         move || {
-            for (lines, step) in lines.chunks_exact_mut(PARTS * ROWS).zip(steps) {
-                if x.len() < ROWS * depth {
+            for (lines, step) in lines.chunks_exact_mut(PARTS * SQUARE).zip(steps) {
+                if x.len() < SQUARE * depth {
                     lines.fill([0; STEP]);
                 }
                 for (row, x) in x.chunks_exact(depth).enumerate() {
@@ -151,7 +150,7 @@ fn pack_rows_as<const PARTS: usize>(
                     let first = parts::<PARTS>(simd, cast(vector(simd, first)));
                     let second = parts::<PARTS>(simd, cast(vector(simd, second)));
                     for part in 0..PARTS {
-                        lines[part * ROWS + row] =
+                        lines[part * SQUARE + row] =
                             cast([upper(simd, first[part]), upper(simd, second[part])]);
                     }
                 }
@@ -169,6 +168,7 @@ fn upper(simd: V4, bits: __m512i) -> __m256i {
 impl Kernel for Tiles<'_> {
     fn add(&self, blocks: &[Block], next: Option<&Block>, y: &mut [&mut [f32]], columns: usize, from: From) {
         let session = self.unit.configure();
+        let y = &mut Output::new(y);
         let width = |block: &Block| PANEL * if block.tiled.is_some() { 1 } else { PANELS };
         for ((block, columns), next) in strips(blocks, columns, next, width) {
             let panel = panel_len(block.depth.len(), self.parts);
@@ -216,12 +216,12 @@ impl Soon<'_> {
 }
 
 /// All panels of an operand of one part.
-pub(super) fn panels(simd: V4, operand: &Operand) -> scratch::Lined<u32> {
+pub(super) fn panels(simd: V4, operand: &Operand) -> Lined<u32> {
     let steps = |block: &Block| block.depth.len().div_ceil(STEP) * TILE;
     let deepest = deepest(Parts::Rounded);
     let depths = operand.depths(deepest).map(|(_, depth)| depth.len().div_ceil(STEP));
     let panel = depths.sum::<usize>() * TILE;
-    let mut panels = scratch::Lined::zeros(operand.columns.div_ceil(PANEL) * panel);
+    let mut panels = Lined::zeros(operand.columns.div_ceil(PANEL) * panel);
     panels.par_chunks_mut(panel).enumerate().for_each(|(i, mut panel)| {
         let columns = i * PANEL..operand.columns.min((i + 1) * PANEL);
         for block in operand.blocks(&columns, deepest) {
@@ -238,6 +238,7 @@ impl Tiles<'_> {
     pub fn add_packed(&self, packed: &[u32], y: &mut [&mut [f32]], columns: usize) {
         let session = self.unit.configure();
         let weight = (0, packed, packed.len() / columns.div_ceil(PANEL));
+        let y = &mut Output::new(y);
         self.add_strip(&session, weight, y, 0..columns, From::OUTPUT, &mut Soon::LaidOut([].chunks(1)));
     }
 
@@ -253,7 +254,7 @@ impl Tiles<'_> {
         &self,
         session: &Session,
         (start, weight, panel): (usize, &[u32], usize),
-        y: &mut [&mut [f32]],
+        y: &mut Output,
         columns: Range<usize>,
         from: From,
         soon: &mut Soon,
@@ -261,32 +262,50 @@ impl Tiles<'_> {
         let mut sums = Sums::new();
         let step = 2 * TILE * self.parts.of_x();
         let tiles = start * step..start * step + panel / (TILE * self.parts.of_weight()) * step;
-        let groups =
-            self.packed.chunks(PAIRS * self.steps * step).zip(y.chunks_mut(PAIRS * ROWS)).enumerate();
-        for (group, (x, y)) in groups {
+        let pairs: Vec<&[u16]> = self.packed.chunks_exact(self.steps * step).collect();
+        for (group, pairs) in pairs.chunks(PAIRS).enumerate() {
             for (column, weight) in columns.clone().step_by(PANEL).zip(weight.chunks_exact(panel)) {
                 let columns = column..columns.end.min(column + PANEL);
-                for (pair, (x, y)) in x.chunks_exact(self.steps * step).zip(y.chunks_mut(ROWS)).enumerate() {
-                    let ahead = soon.ahead().and_write(y, columns.start);
-                    session.multiply(self.parts, &x[tiles.clone()], weight, &mut sums, &ahead);
-                    let row = (group * PAIRS + pair) * ROWS;
-                    add_sums(self.simd, &sums, (y, row), columns.clone(), from);
+                for (pair, x) in pairs.iter().enumerate() {
+                    let row = (group * PAIRS + pair) * SQUARE;
+                    let factors = (&x[tiles.clone()], weight);
+                    let ahead = soon.ahead().and_write(y, row, column);
+                    let target = if columns.len() == PANEL { y.target(row, column) } else { None };
+                    match (self.begin(from), target) {
+                        (Some(begin), Some(target)) => {
+                            session.multiply(self.parts, factors, begin, target, &ahead);
+                        }
+                        _ => {
+                            session.multiply(self.parts, factors, Begin::Zero, sums.target(), &ahead);
+                            add_sums(self.simd, &sums, y, row, columns.clone(), from);
+                        }
+                    }
                 }
             }
         }
     }
+
+    /// What the unit's own sums may begin with, so that they become what is wanted.
+    fn begin(&self, from: From) -> Option<Begin> {
+        match (from.start, self.parts) {
+            (Start::Zero, _) => Some(Begin::Zero),
+            // In f32, long sums are made of shorter ones: fewer of their roundings are of large numbers.
+            (Start::Output, Parts::Rounded) => Some(Begin::There),
+            _ => None,
+        }
+    }
 }
 
-/// Puts a tile's sums, and what they are added to, into the rows and columns of y that exist. `row` is the first of
-/// the rows.
-fn add_sums(simd: V4, sums: &Sums, (y, row): (&mut [&mut [f32]], usize), columns: Range<usize>, from: From) {
+/// Puts sums, and what they are added to, into the rows and columns of y that exist. `row` is the first of the rows.
+fn add_sums(simd: V4, sums: &Sums, y: &mut Output, row: usize, columns: Range<usize>, from: From) {
     simd.vectorize(
         #[inline(always)]
-        || {
-            for (r, y) in y.iter_mut().enumerate() {
-                for (half, y) in y[columns.clone()].chunks_mut(SIDE).enumerate() {
+        move || {
+            for ((r, y), sums) in y.square(row).enumerate().zip(&sums.0) {
+                let (sums, _) = sums.as_chunks::<SIDE>();
+                for ((half, y), sums) in y[columns.clone()].chunks_mut(SIDE).enumerate().zip(sums) {
                     let first = columns.start + half * SIDE;
-                    let sums = cast(sums.0[r / SIDE][half][r % SIDE]);
+                    let sums = cast(*sums);
                     let sums = match from.addend(row + r, &(first..first + y.len())) {
                         Addend::Nothing => sums,
                         Addend::Output => simd.add_f32s(vector(simd, y), sums),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::pack::Number;
 use super::parts::Parts;
-use super::scratch::Lined;
+use crate::model::lined::Lined;
 use crate::model::ops::gradients::TensorId;
 
 /// A part of a shared, immutable sequence of numbers; cheap to clone.

@@ -8,17 +8,18 @@ use pulp::bytemuck::cast;
 use pulp::x86::V4;
 use std::cell::Cell;
 
-use super::super::amx::{Ahead, SIDE, STEP, Session, Sums, TILE, Unit};
+use super::super::amx::{Ahead, Begin, SIDE, SQUARE, STEP, Session, Sums, TILE, Target, Unit};
 use super::super::pack::{Lines, Matrix, transposed};
 use super::super::parts::Parts;
-use super::super::tiles::{ROWS as PAIR, pair_up};
+use super::super::tiles::pair_up;
 use super::super::{Block, Numbers, Orientation, PANEL, Precision, Weight, scratch};
 use super::{Held, Lanes, Shape};
+use crate::model::lined::Lined;
 
 thread_local! {
-    static PIECE: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
-    static PAIRS: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
-    static ROWS: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
+    static PIECE: Cell<Lined<u16>> = const { Cell::new(Lined::new()) };
+    static PAIRS: Cell<Lined<u32>> = const { Cell::new(Lined::new()) };
+    static ROWS: Cell<Lined<u16>> = const { Cell::new(Lined::new()) };
 }
 
 /// Rows rounded to pairs of bf16 `[panel of 32 rows, step, 2, 16 pairs, 16 rows]`.
@@ -26,7 +27,7 @@ pub(super) struct Rows {
     unit: Unit,
     simd: V4,
     shape: Shape,
-    packed: scratch::Lined<u32>,
+    packed: Lined<u32>,
 }
 
 impl Rows {
@@ -43,7 +44,7 @@ impl Rows {
             return None;
         }
         let panel = shape.panels() * TILE;
-        let mut packed = scratch::Lined::zeros(shape.row_panels() * panel);
+        let mut packed = Lined::zeros(shape.row_panels() * panel);
         let mut columns = vec![0.0; shape.inputs * PANEL];
         for (i, out) in packed.chunks_exact_mut(panel).enumerate() {
             let rows = i * PANEL..shape.rows.min((i + 1) * PANEL);
@@ -106,11 +107,11 @@ impl Held for Tiles<'_> {
         self.rows.simd.vectorize(
             #[inline(always)]
             move || {
-                let tiles = lines.chunks_exact_mut(inputs.div_ceil(STEP) * PAIR);
-                for (lines, outputs) in tiles.zip(numbers.chunks(PAIR * inputs)) {
+                let tiles = lines.chunks_exact_mut(inputs.div_ceil(STEP) * SQUARE);
+                for (lines, outputs) in tiles.zip(numbers.chunks(SQUARE * inputs)) {
                     for (at, output) in outputs.chunks_exact(inputs).enumerate() {
                         let (whole, rest) = output.as_chunks::<STEP>();
-                        let mut lines = lines[at..].iter_mut().step_by(PAIR);
+                        let mut lines = lines[at..].iter_mut().step_by(SQUARE);
                         for (numbers, line) in whole.iter().zip(lines.by_ref()) {
                             *line = *numbers;
                         }
@@ -129,12 +130,15 @@ impl Held for Tiles<'_> {
         let mut sums = Sums::new();
         for (x, y) in self.rows.packed.chunks_exact(panels * TILE).zip(y.chunks_exact_mut(self.outputs)) {
             let pieces = self.piece[..self.len()].chunks_exact(2 * panels * TILE);
-            for (piece, y) in pieces.zip(y.chunks_mut(2 * SIDE)) {
+            for (piece, y) in pieces.zip(y.chunks_mut(SQUARE)) {
                 next.prefetch(lines);
-                self.session.multiply(Parts::Rounded, piece, x, &mut sums, &Ahead::none());
-                for (i, y) in y.iter_mut().enumerate() {
-                    let [left, right] = &sums.0[i / SIDE];
-                    *y = cast([left[i % SIDE], right[i % SIDE]]);
+                let factors = (piece, x);
+                match y.first_chunk_mut() {
+                    Some(all) => multiply(&self.session, factors, Begin::Zero, Target::of(all)),
+                    None => {
+                        multiply(&self.session, factors, Begin::Zero, sums.target());
+                        y.copy_from_slice(&sums.0[..y.len()]);
+                    }
                 }
             }
         }
@@ -150,26 +154,22 @@ impl Held for Tiles<'_> {
         }
         let mut made = Sums::new();
         for (pairs, sums) in pairs.chunks_exact(steps * TILE).zip(sums.chunks_exact_mut(rows)) {
-            for (x, sums) in self.x.chunks(2 * steps * TILE).zip(sums.chunks_mut(2 * SIDE)) {
-                self.session.multiply(Parts::Rounded, x, pairs, &mut made, &Ahead::none());
-                add(self.rows.simd, &made, sums);
+            for (x, sums) in self.x.chunks(2 * steps * TILE).zip(sums.chunks_mut(SQUARE)) {
+                match sums.first_chunk_mut() {
+                    Some(all) => multiply(&self.session, (x, pairs), Begin::There, Target::of(all)),
+                    None => {
+                        made.0[..sums.len()].copy_from_slice(sums);
+                        multiply(&self.session, (x, pairs), Begin::There, made.target());
+                        sums.copy_from_slice(&made.0[..sums.len()]);
+                    }
+                }
             }
         }
     }
 }
 
-fn add(simd: V4, made: &Sums, sums: &mut [Lanes]) {
-    simd.vectorize(
-        #[inline(always)]
-        move || {
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let (halves, _) = sums.as_chunks_mut::<SIDE>();
-                for (sums, made) in halves.iter_mut().zip(&made.0[i / SIDE]) {
-                    *sums = cast(simd.avx512f._mm512_add_ps(cast(*sums), cast(made[i % SIDE])));
-                }
-            }
-        },
-    );
+fn multiply(session: &Session, factors: (&[u16], &[u32]), begin: Begin, target: Target) {
+    session.multiply(Parts::Rounded, factors, begin, target, &Ahead::none());
 }
 
 /// Puts every two outputs' numbers side by side: from `[32 outputs, panel of 32 inputs, 2, 16, 32]` to `[panel, step of

@@ -9,9 +9,10 @@ use std::cell::Cell;
 use super::super::pack::{Lines, Matrix, round_all_to_bf16};
 use super::super::{Block, PANEL, Precision, scratch};
 use super::{Held, Lanes, Shape};
+use crate::model::lined::Lined;
 
 thread_local! {
-    static PIECE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static PIECE: Cell<Lined<f32>> = const { Cell::new(Lined::new()) };
 }
 
 /// Panels of 32 inputs that are summed up at a time: the rows' part of them stays in the first cache.
@@ -21,14 +22,14 @@ const DEPTH: usize = 4;
 pub(super) struct Rows {
     shape: Shape,
     precision: Precision,
-    packed: scratch::Lined<f32>,
+    packed: Lined<f32>,
 }
 
 impl Rows {
     /// Packs x `[rows, inputs]`.
     pub fn new(x: &[f32], shape: Shape, precision: Precision) -> Self {
         let panel = shape.panels() * PANEL * PANEL;
-        let mut packed = scratch::Lined::zeros(shape.row_panels() * panel);
+        let mut packed = Lined::zeros(shape.row_panels() * panel);
         if panel > 0 {
             for (i, out) in packed.chunks_exact_mut(panel).enumerate() {
                 let rows = i * PANEL..shape.rows.min((i + 1) * PANEL);
