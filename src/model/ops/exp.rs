@@ -1,8 +1,11 @@
-//! The exponential and the logistic function, of single numbers, such that a loop over them is vectorised.
+//! The exponential and the logistic function, of single numbers, such that a loop over them is vectorised, and one
+//! exponential of vectors.
 //!
-//! Neither branches, calls or converts between floats and integers. They are meant for code that
+//! None branches, calls or converts between floats and integers. They are meant for code that
 //! [`pulp::Arch::dispatch`] compiles for the processor at hand: elsewhere a fused multiply-add is a call. What
 //! they are used for, and on how many numbers at a time, is not known here.
+
+use pulp::{Scalar, Simd};
 
 /// The sum of a float near zero and this is rounded to a whole number, which is in the lowest bits of the sum.
 const ROUND: f32 = 12_582_912.0;
@@ -25,30 +28,38 @@ pub fn exp(x: f32) -> f32 {
     let x = if x > 89.0 { 89.0 } else { x };
     let x = if x < -104.0 { -104.0 } else { x };
     // 2ⁿ as two powers of about n / 2 each, as it may itself be beyond f32 where the result isn't.
-    let (fraction, doubly_biased) = parts(x, ROUND + 2.0 * BIAS);
+    let (fraction, doubly_biased) = parts(Scalar::new(), x, ROUND + 2.0 * BIAS);
     let half = doubly_biased >> 1;
     let other_half = doubly_biased.wrapping_sub(half);
     fraction * f32::from_bits(half << 23) * f32::from_bits(other_half << 23)
 }
 
-/// [`exp`] of a number that isn't above 0, in fewer instructions: 0 where it would be below the normal numbers.
+/// [`exp`] of numbers that aren't above 0, in fewer instructions: 0 where it would be below the normal numbers, but
+/// for the largest of those. A product that is one of them takes a processor longer than all the rest.
 #[inline(always)]
-fn exp_of_negative(x: f32) -> f32 {
-    // At -88 the exponent is that of 0.
-    let x = if x < -88.0 { -88.0 } else { x };
-    let (fraction, biased) = parts(x, ROUND + BIAS);
-    fraction * f32::from_bits(biased << 23)
+pub fn exp_of_negative<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    // At -88 the exponent is that of 0. A comparison, so that NaN stays.
+    let least = simd.splat_f32s(-88.0);
+    let x = simd.select_f32s(simd.less_than_f32s(x, least), least, x);
+    let (fraction, biased) = parts(simd, x, ROUND + BIAS);
+    let power = simd.wrapping_dyn_shl_u32s(biased, simd.splat_u32s(23));
+    simd.mul_f32s(fraction, simd.transmute_f32s_u32s(power))
 }
 
 /// `eˣ⁻ⁿˡⁿ²`, where n is the whole number for which this is nearest to 1, and a number in whose lowest 9 bits is n
 /// and what `round` has there.
 #[inline(always)]
-fn parts(x: f32, round: f32) -> (f32, u32) {
-    let shifted = x.mul_add(std::f32::consts::LOG2_E, round);
-    let n = shifted - round;
-    let r = n.mul_add(-LN_2_REST, n.mul_add(-LN_2, x));
-    let p = C6.mul_add(r, C5).mul_add(r, C4).mul_add(r, C3).mul_add(r, C2).mul_add(r, 1.0).mul_add(r, 1.0);
-    (p, shifted.to_bits())
+fn parts<S: Simd>(simd: S, x: S::f32s, round: f32) -> (S::f32s, S::u32s) {
+    let round = simd.splat_f32s(round);
+    let shifted = simd.mul_add_f32s(x, simd.splat_f32s(std::f32::consts::LOG2_E), round);
+    let n = simd.sub_f32s(shifted, round);
+    let r = simd.mul_add_f32s(n, simd.splat_f32s(-LN_2), x);
+    let r = simd.mul_add_f32s(n, simd.splat_f32s(-LN_2_REST), r);
+    let mut p = simd.splat_f32s(C6);
+    for c in [C5, C4, C3, C2, 1.0, 1.0] {
+        p = simd.mul_add_f32s(p, r, simd.splat_f32s(c));
+    }
+    (p, simd.transmute_u32s_f32s(shifted))
 }
 
 /// `1 / (1 + e⁻ˣ)` and its derivative: 0 where they would be below the normal numbers.
@@ -56,7 +67,7 @@ fn parts(x: f32, round: f32) -> (f32, u32) {
 /// Both are accurate on both sides, as 1 minus the value is not computed by subtraction.
 #[inline(always)]
 pub fn logistic(x: f32) -> (f32, f32) {
-    let e = exp_of_negative(-x.abs());
+    let e = exp_of_negative(Scalar::new(), -x.abs());
     let larger = 1.0 / (1.0 + e);
     let smaller = e * larger;
     (if x < 0.0 { smaller } else { larger }, larger * smaller)
@@ -100,6 +111,30 @@ mod tests {
         assert_eq!((exp(0.0), exp(-0.0)), (1.0, 1.0));
         assert!(exp(-103.9) > 0.0 && exp(88.72) < f32::INFINITY);
         assert!(exp(f32::NAN).is_nan() && exp(-f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn exp_of_vectors_is_that_of_numbers() {
+        struct Vectors<'a>(&'a mut [f32]);
+        impl pulp::WithSimd for Vectors<'_> {
+            type Output = ();
+            fn with_simd<S: Simd>(self, simd: S) {
+                let (vectors, rest) = S::as_mut_simd_f32s(self.0);
+                assert!(rest.is_empty());
+                vectors.iter_mut().for_each(|x| *x = exp_of_negative(simd, *x));
+            }
+        }
+        let numbers: Vec<f32> = (0..16 * 1000).map(|i| i as f32 * -0.0075).collect();
+        let mut vectors = numbers.clone();
+        vectors[7] = f32::NAN;
+        vectors[8] = f32::NEG_INFINITY;
+        pulp::Arch::new().dispatch(Vectors(&mut vectors));
+        assert!(vectors[7].is_nan() && vectors[8].to_bits() == 0);
+        for (x, ours) in numbers.into_iter().zip(vectors).skip(9) {
+            let right = exp(x);
+            let below = right < f32::MIN_POSITIVE && (0.0..=right).contains(&ours);
+            assert!(ours == right || below, "{x}: {ours}, not {right}");
+        }
     }
 
     #[test]

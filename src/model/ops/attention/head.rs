@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::padded::Padded;
-use super::product::{ROWS, add_product, add_transposed_product};
+use super::product::{Part, ROWS, RowsMut, add_transposed_product, product};
 use super::softmax::{Row, softmax, softmax_backward};
 use crate::model::layout::Query;
 use crate::model::ops::dropout::Mask;
@@ -93,10 +93,8 @@ struct Scratch {
     keys_transposed: Padded,
     values_transposed: Padded,
     p: Padded,
-    mixed: Padded,
-    d_out: Padded,
+    d_mixed: Padded,
     d_p: Padded,
-    d_q: Padded,
     d_keys: Padded,
     d_values: Padded,
 }
@@ -113,19 +111,15 @@ impl Head<'_> {
 
     /// `out`: for each query its slice of the output, `[group · dim]`.
     pub fn forward(&self, out: &mut [&mut [f32]]) {
-        SCRATCH.with_borrow_mut(|scratch| {
-            self.pack_keys_values(scratch);
+        SCRATCH.with_borrow_mut(|Scratch { q, keys_transposed, values, p, .. }| {
+            let [key_rows, value_rows] = [self.keys, self.values].map(|parts| self.seen_rows(parts));
+            keys_transposed.transpose(self.dim, &key_rows);
+            values.pack(value_rows.len(), self.dim, value_rows.into_iter());
             let each = self.queries_a_block();
             for (queries, out) in self.queries.chunks(each).zip(out.chunks_mut(each)) {
-                self.probabilities(queries, scratch);
-                let Scratch { p, mixed, values, .. } = &mut *scratch;
+                self.probabilities(queries, q, keys_transposed, p);
                 self.drop_some(queries, p);
-                mixed.clear(queries.len() * self.group, self.dim);
-                for rows in tiles(0..queries.len() * self.group) {
-                    let seen = self.seen(queries, rows.end - 1);
-                    add_product(mixed, rows, self.dim, 0..seen, p, values);
-                }
-                mixed.unpack(self.dim, out.iter_mut());
+                product(&mut self.places(out), self.over_keys(queries), p, values);
             }
         });
     }
@@ -134,16 +128,16 @@ impl Head<'_> {
     /// gradient, `[group · dim]`. Everything is overwritten.
     pub fn backward(&self, d_out: Heads, d_q: &mut [&mut [f32]], d_kv: KeyValueGradient) {
         SCRATCH.with_borrow_mut(|scratch| {
-            self.pack_keys_values(scratch);
             let seen = self.seen_by(self.queries);
-            scratch.values_transposed.transpose(&scratch.values, self.dim);
+            let key_rows = self.seen_rows(self.keys);
+            scratch.keys.pack(seen, self.dim, key_rows.iter().copied());
+            scratch.keys_transposed.transpose(self.dim, &key_rows);
+            scratch.values_transposed.transpose(self.dim, &self.seen_rows(self.values));
             scratch.d_keys.clear(seen, self.dim);
             scratch.d_values.clear(seen, self.dim);
             let each = self.queries_a_block();
             for (queries, d_q) in self.queries.chunks(each).zip(d_q.chunks_mut(each)) {
-                self.probabilities(queries, scratch);
-                self.backward_block(queries, d_out, scratch);
-                scratch.d_q.unpack(self.dim, d_q.iter_mut());
+                self.backward_block(queries, d_out, d_q, scratch);
             }
             let own = d_kv.own.iter_mut().map(|place| &mut **place);
             let places = d_kv.prefix.chunks_exact_mut(self.dim).chain(own);
@@ -158,42 +152,31 @@ impl Head<'_> {
         });
     }
 
-    /// After [`Head::probabilities`] of the same queries: fills `d_q`, adds to `d_keys` and `d_values`.
-    fn backward_block(&self, queries: &[Query], d_out: Heads, scratch: &mut Scratch) {
-        let Scratch { q, keys, values_transposed, p, d_out: d_mixed, d_p, d_q, d_keys, d_values, .. } =
-            scratch;
+    /// Fills `d_q`, adds to `d_keys` and `d_values`.
+    fn backward_block(&self, queries: &[Query], d_out: Heads, d_q: &mut [&mut [f32]], scratch: &mut Scratch) {
+        let Scratch {
+            q, keys, keys_transposed, values_transposed, p, d_mixed, d_p, d_keys, d_values, ..
+        } = scratch;
         let (rows, all) = (queries.len() * self.group, self.seen_by(queries));
+        self.probabilities(queries, q, keys_transposed, p);
         d_mixed.pack(rows, self.dim, self.rows(queries, d_out));
-        d_p.clear(rows, all);
-        for rows in tiles(0..rows) {
-            let seen = self.seen(queries, rows.end - 1);
-            add_product(d_p, rows, seen, 0..self.dim, d_mixed, values_transposed);
-        }
+        d_p.reshape(rows, all);
+        product(d_p, self.of_keys(queries), d_mixed, values_transposed);
         self.drop_some(queries, d_p);
         softmax_backward(p, d_p, self.scale, self.softmax_rows(queries));
         self.drop_some(queries, p);
-        d_q.clear(rows, self.dim);
-        for rows in tiles(0..rows) {
-            let seen = self.seen(queries, rows.end - 1);
-            add_product(d_q, rows, self.dim, 0..seen, d_p, keys);
-        }
-        for keys in tiles(0..all) {
-            let first = queries.partition_point(|query| self.seen_by(&[*query]) <= keys.start) * self.group;
-            add_transposed_product(d_values, keys.clone(), self.dim, first..rows, p, d_mixed);
-            add_transposed_product(d_keys, keys, self.dim, first..rows, d_p, q);
-        }
+        product(&mut self.places(d_q), self.over_keys(queries), d_p, keys);
+        add_transposed_product(d_values, self.over_queries(queries), p, d_mixed);
+        add_transposed_product(d_keys, self.over_queries(queries), d_p, q);
     }
 
     /// Fills `q` and `p`: the softmax of these queries' scores, a row for each query head of each query.
-    fn probabilities(&self, queries: &[Query], scratch: &mut Scratch) {
-        let Scratch { q, p, keys_transposed, .. } = scratch;
+    fn probabilities(&self, queries: &[Query], q: &mut Padded, keys_transposed: &Padded, p: &mut Padded) {
         let rows = queries.len() * self.group;
+        // Copied although they could be read where they are: a copy waits for many rows' memory at a time.
         q.pack(rows, self.dim, self.rows(queries, self.q));
-        p.clear(rows, self.seen_by(queries));
-        for rows in tiles(0..rows) {
-            let seen = self.seen(queries, rows.end - 1);
-            add_product(p, rows, seen, 0..self.dim, q, keys_transposed);
-        }
+        p.reshape(rows, self.seen_by(queries));
+        product(p, self.of_keys(queries), q, keys_transposed);
         softmax(p, self.scale, self.softmax_rows(queries));
     }
 
@@ -238,13 +221,61 @@ impl Head<'_> {
         queries.iter().map(move |query| from.row(query.row as usize, count))
     }
 
-    /// Fills keys and values, as they are and the keys transposed, as far as a query sees them.
-    fn pack_keys_values(&self, scratch: &mut Scratch) {
+    /// The keys or the values, as far as a query sees them.
+    fn seen_rows<'a>(&self, parts: [Heads<'a>; 3]) -> Vec<&'a [f32]> {
         let seen = self.seen_by(self.queries);
-        for (matrix, parts) in [(&mut scratch.keys, self.keys), (&mut scratch.values, self.values)] {
-            matrix.pack(seen, self.dim, parts.into_iter().flat_map(|part| part.rows(self.dim)).take(seen));
+        let mut rows = Vec::with_capacity(seen);
+        for part in parts {
+            rows.extend(part.rows(self.dim).take(seen - rows.len()));
         }
-        scratch.keys_transposed.transpose(&scratch.keys, self.dim);
+        rows
+    }
+
+    /// Of a product with a column for each key, what these queries see.
+    fn of_keys(&self, queries: &[Query]) -> impl Iterator<Item = Part> {
+        let part = |rows: Range<usize>| {
+            let columns = self.seen(queries, rows.end - 1);
+            Part { rows, columns, depth: 0..self.dim }
+        };
+        tiles(0..queries.len() * self.group).map(part)
+    }
+
+    /// Sums over the keys that these queries see.
+    fn over_keys(&self, queries: &[Query]) -> impl Iterator<Item = Part> {
+        let part = |rows: Range<usize>| {
+            let depth = 0..self.seen(queries, rows.end - 1);
+            Part { rows, columns: self.dim, depth }
+        };
+        tiles(0..queries.len() * self.group).map(part)
+    }
+
+    /// For each key, sums over those of these queries that see it.
+    fn over_queries(&self, queries: &[Query]) -> impl Iterator<Item = Part> {
+        let part = |keys: Range<usize>| {
+            let first = queries.partition_point(|query| self.seen_by(&[*query]) <= keys.start);
+            let depth = first * self.group..queries.len() * self.group;
+            Part { rows: keys, columns: self.dim, depth }
+        };
+        tiles(0..self.seen_by(queries)).map(part)
+    }
+
+    /// Each query's place as rows.
+    fn places<'a, 'b>(&self, places: &'a mut [&'b mut [f32]]) -> Places<'a, 'b> {
+        Places { places, group: self.group, dim: self.dim }
+    }
+}
+
+/// Places for `group` rows of `dim` numbers each.
+struct Places<'a, 'b> {
+    places: &'a mut [&'b mut [f32]],
+    group: usize,
+    dim: usize,
+}
+
+impl RowsMut for Places<'_, '_> {
+    #[inline(always)]
+    fn row_mut(&mut self, index: usize) -> &mut [f32] {
+        &mut self.places[index / self.group][index % self.group * self.dim..][..self.dim]
     }
 }
 

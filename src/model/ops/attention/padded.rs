@@ -2,8 +2,11 @@
 //!
 //! Knows how numbers get into such a matrix; knows nothing of what they mean.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 
+use super::product::RowsMut;
 use crate::model::lined::Lined;
 
 /// Rows are padded to a multiple of so many numbers: the widest vector of any machine.
@@ -17,24 +20,14 @@ pub struct Padded {
 }
 
 impl Padded {
-    /// The distance from one row to the next.
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    /// All numbers, row by row.
-    pub fn values(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// All numbers, row by row.
-    pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values
-    }
-
     /// A row with its padding.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.width..][..self.width]
+    }
+
+    /// Some rows with their padding.
+    pub fn range(&self, rows: Range<usize>) -> impl Iterator<Item = &[f32]> {
+        self.values[rows.start * self.width..rows.end * self.width].chunks_exact(self.width.max(1))
     }
 
     /// The rows with their padding.
@@ -59,22 +52,23 @@ impl Padded {
         Arch::new().dispatch(Pack { into: self, columns, pieces });
     }
 
-    /// The opposite: copies the first `columns` numbers of each row to a place for some rows one behind the other.
-    pub fn unpack<'a, 'b: 'a>(&self, columns: usize, places: impl Iterator<Item = &'a mut &'b mut [f32]>) {
-        Arch::new().dispatch(Unpack { from: self, columns, places });
+    /// Becomes rows of so many columns as columns, with zeros as padding.
+    pub fn transpose(&mut self, columns: usize, rows: &[&[f32]]) {
+        self.reshape(columns.next_multiple_of(LANES), rows.len());
+        Arch::new().dispatch(Transpose { into: self, columns, rows });
     }
 
-    /// Becomes the first `columns` columns of another matrix as rows, with zeros as padding.
-    pub fn transpose(&mut self, from: &Padded, columns: usize) {
-        let count = from.values.len().checked_div(from.width).unwrap_or(0);
-        self.reshape(columns.next_multiple_of(LANES), count);
-        Arch::new().dispatch(Transpose { from, count, columns, into: self });
-    }
-
-    /// Changes the sizes; what the matrix holds then is left over from earlier.
-    fn reshape(&mut self, rows: usize, columns: usize) {
+    /// Becomes `[rows, columns]` of numbers left over from earlier.
+    pub fn reshape(&mut self, rows: usize, columns: usize) {
         self.width = columns.next_multiple_of(LANES);
         self.values.resize(rows * self.width);
+    }
+}
+
+impl RowsMut for Padded {
+    #[inline(always)]
+    fn row_mut(&mut self, index: usize) -> &mut [f32] {
+        &mut self.values[index * self.width..][..self.width]
     }
 }
 
@@ -103,31 +97,10 @@ impl<'p, P: Iterator<Item = &'p [f32]>> WithSimd for Pack<'_, P> {
     }
 }
 
-struct Unpack<'a, P> {
-    from: &'a Padded,
-    columns: usize,
-    places: P,
-}
-
-impl<'a, 'b: 'a, P: Iterator<Item = &'a mut &'b mut [f32]>> WithSimd for Unpack<'_, P> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let mut rows = self.from.values.chunks_exact(self.from.width.max(1));
-        for place in self.places {
-            for (into, row) in place.chunks_exact_mut(self.columns).zip(&mut rows) {
-                copy(&row[..into.len()], into);
-            }
-        }
-    }
-}
-
 struct Transpose<'a> {
-    from: &'a Padded,
-    count: usize,
-    columns: usize,
     into: &'a mut Padded,
+    columns: usize,
+    rows: &'a [&'a [f32]],
 }
 
 impl WithSimd for Transpose<'_> {
@@ -135,33 +108,36 @@ impl WithSimd for Transpose<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { from, count, columns, into } = self;
-        for first in (0..count).step_by(LANES) {
+        let Self { into, columns, rows } = self;
+        for (tile, rows) in rows.chunks(LANES).enumerate() {
             for column in (0..columns).step_by(LANES) {
-                let (mut block, mut other) = ([0.0; LANES * LANES], [0.0; LANES * LANES]);
-                for (i, row) in block.chunks_exact_mut(LANES).enumerate().take(count - first) {
-                    row.copy_from_slice(&from.values[(first + i) * from.width + column..][..LANES]);
+                let (mut block, mut other) = (Block::default(), Block::default());
+                for (into, row) in block.0.iter_mut().zip(rows) {
+                    let piece = &row[column..columns.min(column + LANES)];
+                    copy(piece, &mut into[..piece.len()]);
                 }
                 for _ in 0..LANES.ilog2() / 2 {
                     shuffle(&block, &mut other);
                     shuffle(&other, &mut block);
                 }
-                for (i, row) in block.chunks_exact(LANES).enumerate() {
-                    into.values[(column + i) * into.width + first..][..LANES].copy_from_slice(row);
+                for (i, row) in block.0.iter().enumerate() {
+                    into.values[(column + i) * into.width + tile * LANES..][..LANES].copy_from_slice(row);
                 }
             }
         }
     }
 }
 
-/// A square block, row by row.
-type Block = [f32; LANES * LANES];
+/// A square block, each row on a cache line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Block([[f32; LANES]; LANES]);
 
 /// The first and the second half by turns. As often as 2 divides [`LANES`], this is a transposition.
 #[inline(always)]
 fn shuffle(from: &Block, into: &mut Block) {
-    let (first, second) = from.split_at(LANES * LANES / 2);
-    let (pairs, _) = into.as_chunks_mut::<2>();
+    let (first, second) = from.0.as_flattened().split_at(LANES * LANES / 2);
+    let (pairs, _) = into.0.as_flattened_mut().as_chunks_mut::<2>();
     for ((pair, &first), &second) in pairs.iter_mut().zip(first).zip(second) {
         *pair = [first, second];
     }

@@ -2,9 +2,11 @@
 //!
 //! Knows how many scores of a row count; does not know where they come from.
 
+use std::hint::black_box;
+
 use pulp::{Arch, Simd, WithSimd};
 
-use super::super::exp::exp;
+use super::super::exp::exp_of_negative;
 use super::padded::{LANES, Padded};
 
 /// The positions of the first vector's scores.
@@ -27,21 +29,32 @@ pub struct Row {
     pub slope: f32,
 }
 
-/// Products of queries and keys become probabilities; 0 where a score does not count.
+/// Products of queries and keys become probabilities; 0 where a score does not count, whatever is there.
 pub fn softmax(scores: &mut Padded, scale: f32, rows: impl Iterator<Item = Row>) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for (scores, row) in scores.rows_mut().zip(rows) {
-                softmax_row(scores, scale, row);
-            }
-        },
-    );
+    Arch::new().dispatch(Forward { scores, scale, rows });
 }
 
-/// Gradients of probabilities become those of the products of queries and keys.
+/// Gradients of probabilities become those of the products of queries and keys; 0 where a score does not count.
 pub fn softmax_backward(p: &Padded, d_p: &mut Padded, scale: f32, rows: impl Iterator<Item = Row>) {
     Arch::new().dispatch(Backward { p, d_p, scale, rows });
+}
+
+struct Forward<'a, I> {
+    scores: &'a mut Padded,
+    scale: f32,
+    rows: I,
+}
+
+impl<I: Iterator<Item = Row>> WithSimd for Forward<'_, I> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let zero = zero(simd);
+        for (scores, row) in self.scores.rows_mut().zip(self.rows) {
+            softmax_row(simd, scores, self.scale, row, zero);
+        }
+    }
 }
 
 struct Backward<'a, I> {
@@ -56,51 +69,65 @@ impl<I: Iterator<Item = Row>> WithSimd for Backward<'_, I> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        let zero = zero(simd);
         let all = self.p.rows().zip(self.d_p.rows_mut()).zip(self.rows);
         for ((p, d_p), row) in all {
-            softmax_backward_row(simd, p, d_p, self.scale, row);
+            softmax_backward_row(simd, p, d_p, self.scale, row, zero);
         }
     }
 }
 
+/// Zeros that the compiler does not see to be zeros: it would fill with a call of memset, for a vector or two.
 #[inline(always)]
-fn softmax_row(scores: &mut [f32], scale: f32, Row { seen, slope }: Row) {
-    // So that whole vectors can be worked on: nothing is as large as these, and their exponential is 0.
-    let (chunks, unseen) = scores.split_at_mut(seen.next_multiple_of(LANES));
-    unseen.fill(0.0);
-    chunks[seen..].fill(f32::NEG_INFINITY);
-    let (chunks, _) = chunks.as_chunks_mut::<LANES>();
+fn zero<S: Simd>(simd: S) -> S::f32s {
+    simd.splat_f32s(black_box(0.0))
+}
 
-    let mut max = [f32::NEG_INFINITY; LANES];
-    let mut position = POSITIONS;
-    for chunk in chunks.iter_mut() {
-        for lane in 0..LANES {
-            let score = chunk[lane].mul_add(scale, slope * position[lane]);
-            chunk[lane] = score;
-            max[lane] = if score > max[lane] { score } else { max[lane] };
-            position[lane] += LANES as f32;
-        }
-    }
-    let max = fold(max, |a, b| if a > b { a } else { b });
+#[inline(always)]
+fn softmax_row<S: Simd>(simd: S, scores: &mut [f32], scale: f32, Row { seen, slope }: Row, zero: S::f32s) {
+    let (scores, _) = S::as_mut_simd_f32s(scores);
+    let (scores, unseen) = scores.split_at_mut(seen.div_ceil(S::F32_LANES));
+    let (scale, slope) = (simd.splat_f32s(scale), simd.splat_f32s(slope));
+    let (end, step) = (simd.splat_f32s(seen as f32), simd.splat_f32s(S::F32_LANES as f32));
 
-    let mut sum = [0.0; LANES];
-    for chunk in chunks.iter_mut() {
-        for lane in 0..LANES {
-            chunk[lane] = exp(chunk[lane] - max);
-            sum[lane] += chunk[lane];
-        }
+    // What does not count becomes this, so that whole vectors can be worked on: its exponential is 0.
+    let lowest = simd.splat_f32s(f32::NEG_INFINITY);
+    let mut max = lowest;
+    let mut position = S::as_simd_f32s(&POSITIONS).0[0];
+    for score in scores.iter_mut() {
+        let whole = simd.mul_add_f32s(*score, scale, simd.mul_f32s(slope, position));
+        *score = simd.select_f32s(simd.less_than_f32s(position, end), whole, lowest);
+        max = simd.max_f32s(max, *score);
+        position = simd.add_f32s(position, step);
     }
-    let factor = 1.0 / fold(sum, |a, b| a + b);
-    for p in chunks.as_flattened_mut() {
-        *p *= factor;
+    let max = simd.splat_f32s(simd.reduce_max_f32s(max));
+
+    let mut sum = simd.splat_f32s(0.0);
+    for p in scores.iter_mut() {
+        // NaN, which a maximum may leave out, is not left out here.
+        *p = exp_of_negative(simd, simd.sub_f32s(*p, max));
+        sum = simd.add_f32s(sum, *p);
+    }
+    let factor = simd.splat_f32s(1.0 / simd.reduce_sum_f32s(sum));
+    for p in scores {
+        *p = simd.mul_f32s(*p, factor);
+    }
+    for p in unseen {
+        *p = zero;
     }
 }
 
 #[inline(always)]
-fn softmax_backward_row<S: Simd>(simd: S, p: &[f32], d_p: &mut [f32], scale: f32, Row { seen, .. }: Row) {
-    let (d_p, unseen) = d_p.split_at_mut(seen.next_multiple_of(LANES));
-    unseen.fill(0.0);
+fn softmax_backward_row<S: Simd>(
+    simd: S,
+    p: &[f32],
+    d_p: &mut [f32],
+    scale: f32,
+    Row { seen, .. }: Row,
+    zero: S::f32s,
+) {
     let (d_p, _) = S::as_mut_simd_f32s(d_p);
+    let (d_p, unseen) = d_p.split_at_mut(seen.div_ceil(S::F32_LANES));
     let (p, _) = S::as_simd_f32s(p);
 
     let mut dot = simd.splat_f32s(0.0);
@@ -112,17 +139,7 @@ fn softmax_backward_row<S: Simd>(simd: S, p: &[f32], d_p: &mut [f32], scale: f32
     for (&p, d_p) in p.iter().zip(d_p) {
         *d_p = simd.mul_f32s(simd.mul_f32s(p, simd.sub_f32s(*d_p, dot)), scale);
     }
-}
-
-/// All lanes in one, halves first: an order that vectors can follow.
-#[inline(always)]
-fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] = join(lanes[lane], lanes[lane + half]);
-        }
-        half /= 2;
+    for d_p in unseen {
+        *d_p = zero;
     }
-    lanes[0]
 }
