@@ -1,6 +1,7 @@
 """on_a_card.py CHECK PIPE WORK: the parts of tests/on_a_card.sh that need torch; see there.
 
-    smollm2     the guide's recipe on SmolLM2 (SMOLLM2 names its folder) in bf16: its losses as close to PEFT's in f32 as PEFT's own in bf16, or within 2 %
+    smollm2     the guide's recipe on SmolLM2 (SMOLLM2 names its folder) in bf16: its losses as close to PEFT's in f32 as
+                PEFT's own in bf16, or within 2 %
     memory      with little memory the micro-batch is halved, and the losses stay
     lanes       two model stages never overlap on the card, processor stages overlap with them
     guide       the guide's step at bloomz-560m's shape beside PEFT, f32, tf32 and bf16; share of the roofline

@@ -21,8 +21,7 @@ use serde_json::json;
 use super::local::Local;
 use super::{Content, Destination, Gauge, Watch, Way};
 use crate::hub::error::HubError;
-use crate::hub::repo::MAIN;
-use crate::hub::repo::{Commit, FileDigest, RemoteFile, RepoKind, RepoName};
+use crate::hub::repo::{Commit, FileDigest, MAIN, RemoteFile, RepoKind, RepoName};
 use crate::hub::settings::{Settings, Token};
 
 /// How often anything is tried.
