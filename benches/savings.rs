@@ -35,7 +35,8 @@ fn main() {
         println!("savings: skipped, PIPE_MODEL names no model folder");
         return;
     };
-    let model = model::load(&folder, Precision::F32).expect("a model");
+    let mut model = model::load(&folder, Precision::F32).expect("a model");
+    model.lay_out();
     let shape = model.shape();
     let prompt = model.embed(&[5, 6, 7, 8, 9, 10, 11, 12]).expect("a prompt").to_vec();
     println!("{} layers of {}, vocabulary {}\n", shape.layers, shape.hidden, shape.vocabulary);

@@ -45,7 +45,8 @@ fn step(c: &mut Criterion) {
             ("f32, checkpointed", Precision::F32, Keep::BlockInputs),
             ("bf16", Precision::BF16, Keep::Everything),
         ] {
-            let model = model::load(folder.path(), precision).expect("a model");
+            let mut model = model::load(folder.path(), precision).expect("a model");
+            model.lay_out();
             group.bench_function(name, |b| {
                 b.iter(|| differentiate(&model, &prompt, &rows, 53, 16, keep).expect("a gradient").loss);
             });

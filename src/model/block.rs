@@ -11,7 +11,7 @@ use super::ops::activation::Activation;
 use super::ops::attention::Attention;
 use super::ops::dropout::{Dropout, Mask, Site};
 use super::ops::gradients::Gradients;
-use super::ops::linear::Linear;
+use super::ops::linear::{Given, Linear};
 use super::ops::norm::Norm;
 use super::ops::rotary::{Direction, Rotation};
 use super::rows::Rows;
@@ -106,6 +106,11 @@ impl Saved {
 }
 
 impl Block {
+    /// Its linear maps.
+    pub(super) fn maps(&mut self) -> [&mut Linear; 5] {
+        [&mut self.query, &mut self.key_value, &mut self.output, &mut self.up, &mut self.down]
+    }
+
     /// `[tokens, hidden]` → `[asked, hidden]`, and what backward needs.
     ///
     /// With a cache, keys and values of earlier tokens come from it and those of this batch are added.
@@ -116,11 +121,17 @@ impl Block {
         asked: &Asked,
         cache: Option<&mut LayerCache>,
     ) -> (Rows, Saved) {
-        let normed = input.mapped(|x, y| self.attention_norm.forward(x, y));
-        let mut keys_values = self.key_value.forward(&normed);
-        let chosen = asked.rows.map(|rows| (input.select(rows), normed.select(rows)));
-        let (input_asked, normed_asked) = chosen.as_ref().map_or((&input, &normed), |(x, n)| (x, n));
-        let mut queries = self.query.forward(normed_asked);
+        // A row's norm is computed where a product packs the row.
+        let chosen = asked.rows.map(|rows| input.select(rows));
+        let input_asked = chosen.as_ref().unwrap_or(&input);
+        let normed = |row: usize, y: &mut [f32]| self.attention_norm.row(input.row(row), y);
+        let normed_asked = |row: usize, y: &mut [f32]| self.attention_norm.row(input_asked.row(row), y);
+        let (normed, normed_asked) =
+            (Given::made_of(&input, &normed), Given::made_of(input_asked, &normed_asked));
+        let [mut queries, mut keys_values] = match asked.rows {
+            None => Linear::forward_both([&self.query, &self.key_value], normed),
+            Some(_) => [self.query.forward(normed_asked), self.key_value.forward(normed)],
+        };
         self.turn(&mut queries, &mut keys_values, batch, asked, Direction::Forward);
         let mut mixed = queries.like();
         match cache {
@@ -142,25 +153,29 @@ impl Block {
                 &mut mixed,
             ),
         }
-        let residual = match self.residual {
-            Residual::Stream => input_asked,
-            Residual::Normed => normed_asked,
-        };
-        let attended = add_half(&self.output, &mixed, residual, self.mask(Site::AttentionOutput, batch));
+        let mask = self.mask(Site::AttentionOutput, batch);
+        let attended = self.with_residual(&self.attention_norm, input_asked, |residual| {
+            add_half(&self.output, &mixed, residual, mask)
+        });
         let mixed = batch.training.is_some().then_some(mixed);
-        drop((chosen, normed));
+        drop(chosen);
 
-        let normed = attended.mapped(|x, y| self.mlp_norm.forward(x, y));
-        let expanded = self.up.forward(&normed);
-        let inner = self.down.weight().inputs_len();
-        let mut activated = expanded.pool().rows(expanded.rows(), inner);
-        self.activation.forward(&expanded, &mut activated, inner);
-        let residual = match self.residual {
-            Residual::Stream => &attended,
-            Residual::Normed => &normed,
-        };
-        let output = add_half(&self.down, &activated, residual, self.mask(Site::MlpOutput, batch));
+        let normed = |row: usize, y: &mut [f32]| self.mlp_norm.row(attended.row(row), y);
+        let expanded = self.up.forward(Given::made_of(&attended, &normed));
+        let activated = |row: usize, y: &mut [f32]| self.activation.row(expanded.row(row), y);
+        let mask = self.mask(Site::MlpOutput, batch);
+        let output = self.with_residual(&self.mlp_norm, &attended, |residual| {
+            add_half(&self.down, Given::made_of(&expanded, &activated), residual, mask)
+        });
         (output, Saved { input, queries, keys_values, mixed, attended, expanded })
+    }
+
+    /// What `f` makes of what a half is added to, whose norm was given this.
+    fn with_residual(&self, norm: &Norm, input: &Rows, f: impl FnOnce(&Rows) -> Rows) -> Rows {
+        match self.residual {
+            Residual::Stream => f(input),
+            Residual::Normed => f(&input.mapped(|x, y| norm.forward(x, y))),
+        }
     }
 
     /// From the output's gradient `[asked, hidden]` to that of the first `wanted` rows of the input. Where weights are
@@ -174,26 +189,33 @@ impl Block {
         wanted: usize,
         mut gradients: Option<&mut Gradients>,
     ) -> Rows {
-        let Saved { mut input, queries, keys_values, mixed, attended, mut expanded } = saved;
+        let Saved { mut input, queries, keys_values, mixed, attended, expanded } = saved;
 
         // The MLP's half; `gradient` goes from the output's to that of what stands between the halves.
         let dropped = dropped(&gradient, self.mask(Site::MlpOutput, batch));
         let d_half = dropped.as_ref().unwrap_or(&gradient);
         let d_activated = self.down.backward(d_half);
-        if let Some(gradients) = gradients.as_deref_mut() {
-            let inner = d_activated.width();
-            let mut activated = d_activated.like();
-            self.activation.forward(&expanded, &mut activated, inner);
-            self.down.add_gradients(&activated, d_half, gradients);
-        }
-        drop(dropped);
-        self.activation.backward(&mut expanded, &d_activated, d_activated.width());
-        if let Some(gradients) = gradients.as_deref_mut() {
-            let normed = attended.mapped(|x, y| self.mlp_norm.forward(x, y));
-            self.up.add_gradients(&normed, &expanded, gradients);
-        }
-        let mut d_normed = self.up.backward(&expanded);
-        drop((expanded, d_activated));
+        let inner = d_activated.width();
+        let mut d_normed = match gradients.as_deref_mut() {
+            None => {
+                let d_expanded = |row: usize, d: &mut [f32]| {
+                    self.activation.gradient_row(expanded.row(row), d_activated.row(row), d);
+                };
+                self.up.backward(Given::made_of(&expanded, &d_expanded))
+            }
+            Some(gradients) => {
+                let mut activated = d_activated.like();
+                self.activation.forward(&expanded, &mut activated, inner);
+                self.down.add_gradients(&activated, d_half, gradients);
+                drop(activated);
+                let mut d_expanded = expanded.like();
+                self.activation.backward(&expanded, &d_activated, &mut d_expanded, inner);
+                let normed = attended.mapped(|x, y| self.mlp_norm.forward(x, y));
+                self.up.add_gradients(&normed, &d_expanded, gradients);
+                self.up.backward(&d_expanded)
+            }
+        };
+        drop((dropped, expanded, d_activated));
         let mut gradient =
             self.through(&self.mlp_norm, &attended, &mut d_normed, gradient, gradients.as_deref_mut());
         drop((d_normed, attended));
@@ -301,7 +323,7 @@ impl Block {
 }
 
 /// What a half's last map makes of `x`, some of it dropped, added to the residual.
-fn add_half(map: &Linear, x: &Rows, residual: &Rows, mask: Option<Mask>) -> Rows {
+fn add_half<'a>(map: &Linear, x: impl Into<Given<'a>>, residual: &Rows, mask: Option<Mask>) -> Rows {
     let Some(mask) = mask else { return map.forward_onto(x, residual) };
     let mut y = map.forward(x);
     let width = y.width();

@@ -119,6 +119,12 @@ impl Decoder {
         self.padding
     }
 
+    /// Lays the layers' weights out for many passes of many tokens; generation, of a token at a time, is faster with
+    /// weights as they are.
+    pub fn lay_out(&mut self) {
+        self.blocks.iter_mut().flat_map(Block::maps).for_each(Linear::lay_out);
+    }
+
     /// Whether padding between so many virtual tokens and a row changes what the model computes for the row.
     ///
     /// Where only distances count, it takes something to be distant from.

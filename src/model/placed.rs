@@ -36,6 +36,15 @@ impl Model {
         }
     }
 
+    /// Readies it for many passes of many tokens, such as training and scoring take.
+    pub fn lay_out(&mut self) {
+        match self {
+            Self::Processor(decoder) => decoder.lay_out(),
+            #[cfg(feature = "cuda")]
+            Self::Card(_) => {}
+        }
+    }
+
     /// What it is made of.
     pub fn decoder(&self) -> &Decoder {
         match self {

@@ -127,8 +127,9 @@ scores:
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
         let tokens = Tokens::open(&context.input("dataset")?.path)?;
         let numerics = self.dtype.numerics(self.tf32, self.deterministic);
-        let base = Base::load_for(context, self.base(), self.prompt(), numerics)?;
+        let mut base = Base::load_for(context, self.base(), self.prompt(), numerics)?;
         base.belongs_to(&tokens)?;
+        base.model.lay_out();
         let prompt = Prompt::load(context, self.prompt(), &base)?;
         let default = if tokens.has("test") { "test" } else { "train" };
         let split = self.split.as_deref().unwrap_or(default);

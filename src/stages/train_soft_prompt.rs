@@ -157,8 +157,9 @@ prompt:
         let token_rows = tokens.rows(keys.split)?;
         rows::has_labels(&token_rows, keys.split)?;
         let eval = keys.eval_rows(&tokens)?;
-        let base = Base::load(context, self.base(), self.dtype.numerics(self.tf32, self.deterministic))?;
+        let mut base = Base::load(context, self.base(), self.dtype.numerics(self.tf32, self.deterministic))?;
         base.belongs_to(&tokens)?;
+        base.model.lay_out();
         let start = self.start(&base)?;
         let virtual_tokens = start.dims().first().copied().unwrap_or_default();
         for rows in [&token_rows, &eval] {

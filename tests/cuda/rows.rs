@@ -440,8 +440,8 @@ fn activations_and_their_gradients() {
                     }
                     y
                 });
-                let mut ours = sum.clone();
-                activation.backward(&mut ours, &dy, inner);
+                let mut ours = vec![0.0; sum.len()];
+                activation.backward(&sum, &dy, &mut ours, inner);
                 in_each_format(&mut cuda, rows * width, |cuda, format, narrow| {
                     let mut du = unwritten(rows * width);
                     let arguments = vec![

@@ -32,64 +32,83 @@ impl Activation {
     /// The slices don't have these shapes.
     pub fn forward(self, u: &[f32], y: &mut [f32], inner: usize) {
         let rows = self.rows(u, y, inner);
-        match self {
-            Self::GeluTanh => blocks::each(
-                rows,
-                inner,
-                (u, y),
-                #[inline(always)]
-                |(u, y): (&[f32], &mut [f32])| {
-                    for (y, u) in y.iter_mut().zip(u) {
-                        *y = gelu(*u).0;
-                    }
-                },
-            ),
-            Self::SwiGlu => blocks::each(
-                rows,
-                inner,
-                (u, y),
-                #[inline(always)]
-                |(u, y): (&[f32], &mut [f32])| {
-                    let (gate, up) = u.split_at(inner);
-                    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-                        *y = silu(*gate).0 * up;
-                    }
-                },
-            ),
-        }
+        blocks::each(
+            rows,
+            inner,
+            (u, y),
+            #[inline(always)]
+            |(u, y)| self.forward_row(u, y),
+        );
     }
 
-    /// Puts the gradient of `u: [rows, width(inner)]` in its place, from that of the output, `dy: [rows, inner]`.
+    /// The gradient of `u: [rows, width(inner)]`, `du`, from that of the output, `dy: [rows, inner]`.
     ///
     /// # Panics
     /// The slices don't have these shapes.
-    pub fn backward(self, u: &mut [f32], dy: &[f32], inner: usize) {
+    pub fn backward(self, u: &[f32], dy: &[f32], du: &mut [f32], inner: usize) {
         let rows = self.rows(u, dy, inner);
+        assert_eq!(u.len(), du.len(), "activation: input and gradient differ in length");
+        blocks::each(
+            rows,
+            inner,
+            ((u, dy), du),
+            #[inline(always)]
+            |((u, dy), du)| self.backward_row(u, dy, du),
+        );
+    }
+
+    /// [`Activation::forward`] of one row.
+    pub fn row(self, u: &[f32], y: &mut [f32]) {
+        blocks::dispatch(
+            (u, y),
+            #[inline(always)]
+            |(u, y)| self.forward_row(u, y),
+        );
+    }
+
+    /// [`Activation::backward`] of one row.
+    pub fn gradient_row(self, u: &[f32], dy: &[f32], du: &mut [f32]) {
+        blocks::dispatch(
+            (u, dy, du),
+            #[inline(always)]
+            |(u, dy, du)| self.backward_row(u, dy, du),
+        );
+    }
+
+    #[inline(always)]
+    fn forward_row(self, u: &[f32], y: &mut [f32]) {
         match self {
-            Self::GeluTanh => blocks::each(
-                rows,
-                inner,
-                (u, dy),
-                #[inline(always)]
-                |(u, dy): (&mut [f32], &[f32])| {
-                    for (u, dy) in u.iter_mut().zip(dy) {
-                        *u = dy * gelu(*u).1;
-                    }
-                },
-            ),
-            Self::SwiGlu => blocks::each(
-                rows,
-                inner,
-                (u, dy),
-                #[inline(always)]
-                |(u, dy): (&mut [f32], &[f32])| {
-                    let (gate, up) = u.split_at_mut(inner);
-                    for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
-                        let (value, slope) = silu(*gate);
-                        (*gate, *up) = (dy * *up * slope, dy * value);
-                    }
-                },
-            ),
+            Self::GeluTanh => {
+                for (y, u) in y.iter_mut().zip(u) {
+                    *y = gelu(*u).0;
+                }
+            }
+            Self::SwiGlu => {
+                let (gate, up) = u.split_at(y.len());
+                for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                    *y = silu(*gate).0 * up;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn backward_row(self, u: &[f32], dy: &[f32], du: &mut [f32]) {
+        match self {
+            Self::GeluTanh => {
+                for ((du, u), dy) in du.iter_mut().zip(u).zip(dy) {
+                    *du = dy * gelu(*u).1;
+                }
+            }
+            Self::SwiGlu => {
+                let ((gate, up), (d_gate, d_up)) = (u.split_at(dy.len()), du.split_at_mut(dy.len()));
+                for ((((d_gate, d_up), gate), up), dy) in
+                    d_gate.iter_mut().zip(d_up).zip(gate).zip(up).zip(dy)
+                {
+                    let (value, slope) = silu(*gate);
+                    (*d_gate, *d_up) = (dy * up * slope, dy * value);
+                }
+            }
         }
     }
 
@@ -144,9 +163,9 @@ mod tests {
                 let width = activation.width(inner);
                 let u: Vec<f32> = numbers(rows * width, 1).iter().map(|x| scale * x).collect();
                 let dy = numbers(rows * inner, 2);
-                let (mut y, mut du) = (vec![0.0; dy.len()], u.clone());
+                let (mut y, mut du) = (vec![f32::NAN; dy.len()], vec![f32::NAN; u.len()]);
                 activation.forward(&u, &mut y, inner);
-                activation.backward(&mut du, &dy, inner);
+                activation.backward(&u, &dy, &mut du, inner);
                 for i in 0..rows {
                     let (row, out) = (i * width..(i + 1) * width, i * inner..(i + 1) * inner);
                     let (u, dy) = (wide(&u[row.clone()]), wide(&dy[out.clone()]));
@@ -159,11 +178,11 @@ mod tests {
 
     #[test]
     fn gelu_of_large_numbers_is_finite() {
-        let (mut u, mut y) = ([-1e4, -50.0, 0.0, 50.0, 1e4], [0.0; 5]);
+        let (u, mut y, mut du) = ([-1e4, -50.0, 0.0, 50.0, 1e4], [0.0; 5], [0.0; 5]);
         Activation::GeluTanh.forward(&u, &mut y, 5);
         assert_eq!(y, [0.0, 0.0, 0.0, 50.0, 1e4]);
-        Activation::GeluTanh.backward(&mut u, &[1.0; 5], 5);
-        assert_eq!(u, [0.0, 0.0, 0.5, 1.0, 1.0]);
+        Activation::GeluTanh.backward(&u, &[1.0; 5], &mut du, 5);
+        assert_eq!(du, [0.0, 0.0, 0.5, 1.0, 1.0]);
     }
 
     #[test]
@@ -172,16 +191,18 @@ mod tests {
             for at in 0..activation.width(70) {
                 let (mut u, mut y) = (numbers(activation.width(70), 1), vec![0.0; 70]);
                 u[at] = f32::NAN;
+                let mut du = vec![0.0; u.len()];
                 activation.forward(&u, &mut y, 70);
-                activation.backward(&mut u, &numbers(70, 2), 70);
+                activation.backward(&u, &numbers(70, 2), &mut du, 70);
                 let gate = at % 70;
                 assert!(y.iter().enumerate().all(|(i, y)| y.is_nan() == (i == gate)), "{activation:?} {at}");
-                assert!(u[gate].is_nan() && (at < 70 || !u[at].is_nan()));
+                assert!(du[gate].is_nan() && (at < 70 || !du[at].is_nan()));
             }
-            let (mut u, mut dy) = (numbers(activation.width(70), 1), numbers(70, 2));
+            let (u, mut dy) = (numbers(activation.width(70), 1), numbers(70, 2));
+            let mut du = vec![0.0; u.len()];
             dy[3] = f32::NAN;
-            activation.backward(&mut u, &dy, 70);
-            assert!(u.iter().enumerate().all(|(i, u)| u.is_nan() == (i % 70 == 3)));
+            activation.backward(&u, &dy, &mut du, 70);
+            assert!(du.iter().enumerate().all(|(i, du)| du.is_nan() == (i % 70 == 3)));
         }
     }
 
@@ -190,9 +211,9 @@ mod tests {
         for activation in BOTH {
             let (u, dy) = (numbers(33 * activation.width(1000), 1), numbers(33_000, 2));
             same_bits(|| {
-                let (mut y, mut du) = (vec![0.0; dy.len()], u.clone());
+                let (mut y, mut du) = (vec![0.0; dy.len()], vec![0.0; u.len()]);
                 activation.forward(&u, &mut y, 1000);
-                activation.backward(&mut du, &dy, 1000);
+                activation.backward(&u, &dy, &mut du, 1000);
                 [y, du].concat()
             });
         }

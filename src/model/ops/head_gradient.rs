@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::cross_entropy::Judged;
 use super::gradients::Gradients;
 use super::linear::Linear;
-use super::matmul::{Start, Threads, backward, forward};
+use super::matmul::{Left, Start, Threads, backward, forward};
 use super::softmax::{Partial, argmax, exponentials, rescale};
 use crate::model::rows::Rows;
 
@@ -114,7 +114,7 @@ fn seen(head: &Linear, states: &[f32], targets: &[u32], mut logits: &mut [f32]) 
         let (part, rest) = std::mem::take(&mut logits).split_at_mut(targets.len() * piece.len());
         logits = rest;
         let weight = head.weight().outputs(piece.clone());
-        forward(part, states, &weight, Start::Zero, head.precision(), Threads::All);
+        forward(part, Left::There(states), &weight, Start::Zero, head.precision(), Threads::All);
         let rows = part.par_chunks_exact(piece.len()).zip(targets);
         let here: Vec<Seen> = rows.map(|(logits, &target)| Seen::of(logits, piece.start, target)).collect();
         all = match all.is_empty() {
@@ -147,7 +147,7 @@ fn differentiate(
         });
         let weight = head.weight().outputs(piece.clone());
         let start = if piece.start == 0 { Start::Zero } else { Start::Output };
-        backward(d_states, part, &weight, start, head.precision(), Threads::All);
+        backward(d_states, Left::There(part), &weight, start, head.precision(), Threads::All);
         head.add_outputs_gradient(piece, states, part, gradients);
     }
 }

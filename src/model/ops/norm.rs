@@ -96,6 +96,15 @@ impl Norm {
         }
     }
 
+    /// [`Norm::forward`] of one row.
+    pub fn row(&self, x: &[f32], y: &mut [f32]) {
+        blocks::dispatch(
+            (x, y),
+            #[inline(always)]
+            |(x, y)| self.forward_row(x, y),
+        );
+    }
+
     #[inline(always)]
     fn forward_row(&self, x: &[f32], y: &mut [f32]) {
         let (mean, scale) = self.moments(x);

@@ -102,6 +102,11 @@ impl<'a, 'y> Output<'a, 'y> {
         Self { rows, stride: stride.flatten(), len }
     }
 
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
     /// Some of the rows, at most 32.
     pub fn square(&mut self, first: usize) -> impl Iterator<Item = &mut [f32]> {
         self.rows.iter_mut().skip(first).take(SQUARE).map(|row| &mut **row)

@@ -9,6 +9,8 @@ mod amx;
 mod dot;
 mod f32;
 mod gradient;
+mod laid_out;
+mod left;
 mod over_tokens;
 mod pack;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -26,9 +28,10 @@ use std::ops::Range;
 use half::slice::HalfFloatSliceExt;
 use pack::{Lines, Matrix};
 use parts::Parts;
-use weight::{Orientation, Part};
+use weight::{Orientation, Part, Tiled};
 
 pub use gradient::{Origin, Stretch};
+pub use left::Left;
 pub use pieces::{LONGEST, Lanes, Packed, Piece};
 pub use weight::{Numbers, Slice, Weight};
 
@@ -91,44 +94,27 @@ pub enum Start<'a> {
 }
 
 /// `y[m, o] = start + Σ_i x[m, i] · w[o, i]` for x `[M, inputs]` and y `[M, outputs]`, both contiguous.
-pub fn forward(y: &mut [f32], x: &[f32], w: &Weight, start: Start, precision: Precision, threads: Threads) {
-    product(y, x, &Operand::of(w, Sum::Inputs), start, precision, threads);
+pub fn forward(y: &mut [f32], x: Left, w: &Weight, start: Start, precision: Precision, threads: Threads) {
+    let operand = Operand::of(w, Sum::Inputs);
+    products(x, &mut [Product { y, operand, start }], precision, threads);
+}
+
+/// [`forward`] of the same x with two weights: each with its y and what is added.
+pub fn forward_both(
+    x: Left,
+    both: [(&mut [f32], &Weight, Start); 2],
+    precision: Precision,
+    threads: Threads,
+) {
+    let product = |(y, w, start)| Product { y, operand: Operand::of(w, Sum::Inputs), start };
+    products(x, &mut both.map(product), precision, threads);
 }
 
 /// `y[m, i] = start + Σ_o x[m, o] · w[o, i]` for x `[M, outputs]` and y `[M, inputs]`, both contiguous: the gradient
 /// of `forward`'s x.
-pub fn backward(y: &mut [f32], x: &[f32], w: &Weight, start: Start, precision: Precision, threads: Threads) {
-    product(y, x, &Operand::of(w, Sum::Outputs), start, precision, threads);
-}
-
-impl Weight {
-    /// The same weight in the form in which many rows are multiplied fastest at this precision: in one piece where
-    /// it was scattered, rounded once, and for the matrix unit laid out in tiles.
-    pub fn prepared(self, precision: Precision) -> Self {
-        match precision {
-            Precision::F32 => {
-                let trained = self.is_trained();
-                let whole = if self.is_scattered() { self.gathered() } else { self };
-                // The numbers of a trained weight change: what holds for these would not for the next ones.
-                if trained || !units().matrix_unit { whole } else { whole.measured() }
-            }
-            Precision::BF16 => tiled(self.to_bf16().gathered()),
-        }
-    }
-}
-
-/// Laid out in tiles for the matrix unit, where there is one and it takes the weight.
-fn tiled(weight: Weight) -> Weight {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if let (Some(_), pulp::Arch::V4(simd)) = (amx::Unit::get(), pulp::Arch::new())
-        && weight.only_part().is_some()
-        && weight.inputs_len() * weight.outputs_len() > 0
-    {
-        let [inputs, outputs] =
-            [Sum::Inputs, Sum::Outputs].map(|sum| tiles::panels(simd, &Operand::of(&weight, sum)));
-        return weight.with_tiled(weight::Tiled { inputs, outputs });
-    }
-    weight
+pub fn backward(y: &mut [f32], x: Left, w: &Weight, start: Start, precision: Precision, threads: Threads) {
+    let operand = Operand::of(w, Sum::Outputs);
+    products(x, &mut [Product { y, operand, start }], precision, threads);
 }
 
 /// Rows up to which it does not pay to pack a weight that is stored along the sum.
@@ -224,16 +210,29 @@ struct Operand<'a> {
 struct Block<'a> {
     /// Which of the pieces of the depth.
     index: usize,
-    /// What of the product's depth.
+    /// What of the product's depth, and of its columns.
     depth: Range<usize>,
+    columns: Range<usize>,
     part: &'a Part,
     /// The same in the stored matrix.
     stored_depth: Range<usize>,
     stored_columns: Range<usize>,
     /// Whether the depth counts the rows of the stored matrix, or its columns.
     rows: StoredRows,
-    /// The whole operand laid out in tiles already; it has one part only then.
-    tiled: Option<&'a [u32]>,
+    /// Columns of the whole product.
+    width: usize,
+    laid: Laid<'a>,
+}
+
+/// How the numbers of an operand lie.
+#[derive(Clone, Copy)]
+enum Laid<'a> {
+    /// As they were stored.
+    Stored,
+    /// All of them in tiles for this sum; there is one stored matrix only.
+    Tiled(&'a [u32]),
+    /// The same for the other sum.
+    Across(&'a [u32]),
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -250,62 +249,120 @@ struct Task<'y> {
     y: Vec<&'y mut [f32]>,
 }
 
-fn product(
-    y: &mut [f32],
-    x: &[f32],
-    operand: &Operand,
-    start: Start,
-    precision: Precision,
-    threads: Threads,
-) {
-    let (depth, columns) = (operand.depth, operand.columns);
-    if y.is_empty() {
-        return;
-    }
-    let rows = y.len() / columns;
-    assert_eq!(y.len(), rows * columns, "an output of {columns} columns");
-    assert_eq!(x.len(), rows * depth, "x [{rows}, {depth}]");
-    start.check(rows, columns);
-    if depth == 0 {
-        let from = From { start, column: 0, width: columns };
-        return y.chunks_exact_mut(columns).enumerate().for_each(|(row, y)| from.fill(y, row));
-    }
-    if rows <= FEW_ROWS && operand.rows_run_along_sum() && operand.tiled().is_none() {
-        return dot::Dots::with(x, rows, precision, |kernel| {
-            run(kernel, dot::DEPTH, y, operand, start, threads)
-        });
-    }
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if let (Some(unit), pulp::Arch::V4(simd)) = (amx::Unit::get(), pulp::Arch::new())
-        && let Some(parts) = operand.parts(rows, precision)
-    {
-        let deepest = tiles::deepest(parts);
-        let depths: Vec<_> = operand.depths(deepest).map(|(_, depth)| depth).collect();
-        return tiles::Tiles::with((unit, simd), parts, x, rows, &depths, threads, |kernel| {
-            run(kernel, deepest, y, operand, start, threads);
-        });
-    }
-    f32::Vectors::with(x, rows, precision, threads, |kernel| {
-        run(kernel, f32::deepest(rows), y, operand, start, threads)
-    });
+/// One of the products of some rows.
+struct Product<'a, 'y> {
+    y: &'y mut [f32],
+    operand: Operand<'a>,
+    start: Start<'a>,
 }
 
-/// Computes all of y in tasks, whose sums the kernel takes in blocks at most `deepest` deep.
-fn run<K: Kernel>(
-    kernel: &K,
-    deepest: usize,
-    y: &mut [f32],
-    operand: &Operand,
-    start: Start,
-    threads: Threads,
-) {
-    each(threads, operand.tasks(y), |mut task: Task| {
+/// Which kernel computes a product, and with what.
+#[derive(Clone, Copy)]
+enum Form {
+    Dots,
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Tiles((amx::Unit, pulp::x86::V4), Parts),
+    Vectors,
+}
+
+/// All products of the rows x. Where several that follow each other are of one form, x is packed for all of them once:
+/// they have to sum over the same.
+fn products(x: Left, products: &mut [Product], precision: Precision, threads: Threads) {
+    for alike in products.chunk_by_mut(|a, b| a.form(precision).is(b.form(precision))) {
+        let first = &alike[0];
+        let (rows, depth, form) = (first.rows(), first.operand.depth, first.form(precision));
+        alike.iter().for_each(|product| product.check(rows, depth));
+        if rows == 0 {
+            continue;
+        }
+        if let Left::There(x) = x {
+            assert_eq!(x.len(), rows * depth, "x [{rows}, {depth}]");
+        }
+        if depth == 0 {
+            alike.iter_mut().for_each(Product::fill);
+            continue;
+        }
+        match form {
+            Form::Dots => x.with_all(rows, depth, threads, |x| {
+                dot::Dots::with(x, rows, precision, |kernel| run(kernel, dot::DEPTH, alike, threads));
+            }),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Form::Tiles(unit, parts) => {
+                let deepest = tiles::deepest(parts);
+                let depths: Vec<_> = first.operand.depths(deepest).map(|(_, depth)| depth).collect();
+                tiles::Tiles::with(unit, parts, x, rows, &depths, threads, |kernel| {
+                    run(kernel, deepest, alike, threads);
+                });
+            }
+            Form::Vectors => x.with_all(rows, depth, threads, |x| {
+                f32::Vectors::with(x, rows, precision, threads, |kernel| {
+                    run(kernel, f32::deepest(rows), alike, threads);
+                });
+            }),
+        }
+    }
+}
+
+/// Computes all of every y in tasks, whose sums the kernel takes in blocks at most `deepest` deep.
+fn run<K: Kernel>(kernel: &K, deepest: usize, products: &mut [Product], threads: Threads) {
+    let tasks = products.iter_mut().flat_map(|Product { y, operand, start }| {
+        let (operand, start) = (&*operand, *start);
+        operand.tasks(y).into_iter().map(move |task| (operand, start, task))
+    });
+    each(threads, tasks.collect(), |(operand, start, mut task): (&Operand, Start, Task)| {
         let from = From { start, column: task.columns.start, width: operand.columns };
         let blocks = operand.blocks(&task.columns, deepest);
         let next =
             operand.blocks(&task.next, deepest).into_iter().find(|block| !block.stored_columns.is_empty());
         kernel.add(&blocks, next.as_ref(), &mut task.y, task.columns.len(), from);
     });
+}
+
+impl Form {
+    /// Whether both take x in the same form.
+    fn is(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Dots, Self::Dots) | (Self::Vectors, Self::Vectors) => true,
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            (Self::Tiles(_, parts), Self::Tiles(_, others)) => parts == others,
+            _ => false,
+        }
+    }
+}
+
+impl Product<'_, '_> {
+    fn rows(&self) -> usize {
+        self.y.len().checked_div(self.operand.columns).unwrap_or(0)
+    }
+
+    fn form(&self, precision: Precision) -> Form {
+        let (operand, rows) = (&self.operand, self.rows());
+        if rows <= FEW_ROWS && operand.rows_run_along_sum() && operand.weight.tiled().is_none() {
+            return Form::Dots;
+        }
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if let (Some(unit), pulp::Arch::V4(simd)) = (amx::Unit::get(), pulp::Arch::new())
+            && let Some(parts) = operand.parts(rows, precision)
+        {
+            return Form::Tiles((unit, simd), parts);
+        }
+        Form::Vectors
+    }
+
+    /// Refuses what is of other sizes.
+    fn check(&self, rows: usize, depth: usize) {
+        let columns = self.operand.columns;
+        assert_eq!(self.y.len(), rows * columns, "an output of {columns} columns");
+        assert_eq!(self.operand.depth, depth, "products of the same rows");
+        self.start.check(rows, columns);
+    }
+
+    /// Makes y what a product that sums over nothing leaves.
+    fn fill(&mut self) {
+        let columns = self.operand.columns;
+        let from = From { start: self.start, column: 0, width: columns };
+        self.y.chunks_exact_mut(columns).enumerate().for_each(|(row, y)| from.fill(y, row));
+    }
 }
 
 /// Does `f` with each item.
@@ -341,18 +398,21 @@ impl<'a> Operand<'a> {
         Self { weight, sum, depth, columns }
     }
 
-    /// The weight's tiles for this sum, if it was laid out in them.
-    fn tiled(&self) -> Option<&'a [u32]> {
-        let tiled = self.weight.tiled()?;
-        Some(match self.sum {
-            Sum::Inputs => &tiled.inputs,
-            Sum::Outputs => &tiled.outputs,
-        })
+    fn laid(&self) -> Laid<'a> {
+        match (self.weight.tiled(), self.sum) {
+            (None, _) => Laid::Stored,
+            (Some(tiled), Sum::Inputs) => Laid::Tiled(&tiled.inputs),
+            (Some(Tiled { outputs: Some(outputs), .. }), Sum::Outputs) => Laid::Tiled(outputs),
+            (Some(tiled), Sum::Outputs) => Laid::Across(&tiled.inputs),
+        }
     }
 
     /// What the matrix unit makes of the factors of a product of so many rows, if it should.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     fn parts(&self, rows: usize, precision: Precision) -> Option<Parts> {
+        if let Some(tiled) = self.weight.tiled() {
+            return Some(tiled.parts);
+        }
         let exact = self.weight.placed_parts().map(|(_, part)| part.parts).max()?;
         match precision {
             Precision::BF16 => Some(Parts::Rounded),
@@ -444,11 +504,13 @@ impl<'a> Operand<'a> {
             Block {
                 index,
                 depth,
+                columns: columns.clone(),
                 part,
                 stored_depth,
                 stored_columns,
                 rows: self.rows(part),
-                tiled: self.tiled(),
+                width: self.columns,
+                laid: self.laid(),
             }
         };
         self.depths(deepest).enumerate().map(block).collect()
@@ -475,10 +537,10 @@ fn strips<'a>(
     strips().zip(strips().skip(1).map(Some).chain([last]))
 }
 
-impl Block<'_> {
+impl<'a> Block<'a> {
     /// The panel of all of the operand's in which some of the block's columns are.
     fn panel(&self, columns: &Range<usize>) -> usize {
-        (self.stored_columns.start + columns.start) / PANEL
+        (self.columns.start + columns.start) / PANEL
     }
 
     /// Packs some of the block's depth and columns into panels `[panel, depth, 32]`.
@@ -508,7 +570,7 @@ impl Block<'_> {
     }
 
     /// The memory that `pack` will read.
-    fn lines(&self, columns: Range<usize>) -> Lines<'_> {
+    fn lines(&self, columns: Range<usize>) -> Lines<'a> {
         let columns = self.stored_columns.start + columns.start..self.stored_columns.start + columns.end;
         let (rows, columns) = match self.rows {
             StoredRows::Depth => (self.stored_depth.clone(), columns),

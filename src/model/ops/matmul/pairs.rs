@@ -106,3 +106,41 @@ pub(super) fn along_rows(
         },
     );
 }
+
+/// The tiles of a square of 32 by 32 numbers, `[part, 2, 16 pairs, 16 columns]`, for a sum over what were its columns.
+pub(super) fn turned(simd: V4, square: &[u32], out: &mut [u32]) {
+    let ((parts, _), (out, _)) = (square.as_chunks::<TILE>(), out.as_chunks_mut::<TILE>());
+    simd.vectorize(
+        #[inline(always)]
+        move || {
+            let mut block = [simd.avx512f._mm512_setzero_ps(); SIDE];
+            for (part, out) in parts.iter().zip(out) {
+                let (out, _) = out.as_chunks_mut::<SIDE>();
+                let (left, right) = out.split_at_mut(SIDE);
+                let (columns, _) = part.as_chunks::<SIDE>();
+                let halves = columns.chunks_exact(SIDE).zip(left.chunks_exact_mut(SIDE / 2));
+                for ((columns, left), right) in halves.zip(right.chunks_exact_mut(SIDE / 2)) {
+                    for (vector, pairs) in block.iter_mut().zip(columns) {
+                        *vector = cast(*pairs);
+                    }
+                    // A row has the 32 numbers of one column.
+                    let rows = transposed(simd, block);
+                    let (twos, _) = rows.as_chunks::<2>();
+                    for ((two, left), right) in twos.iter().zip(left).zip(right) {
+                        let [first, second]: [[[u16; SIDE]; 2]; 2] = [cast(two[0]), cast(two[1])];
+                        *left = pair(simd, first[0], second[0]);
+                        *right = pair(simd, first[1], second[1]);
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// Sixteen times two numbers side by side, the first in the lower half.
+#[inline(always)]
+pub(super) fn pair(simd: V4, first: [u16; SIDE], second: [u16; SIDE]) -> [u32; SIDE] {
+    let first = simd.avx512f._mm512_cvtepu16_epi32(cast(first));
+    let second = simd.avx512f._mm512_cvtepu16_epi32(cast(second));
+    cast(simd.avx512f._mm512_or_si512(first, simd.avx512f._mm512_slli_epi32::<16>(second)))
+}

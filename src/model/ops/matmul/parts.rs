@@ -10,6 +10,8 @@
 
 use rayon::prelude::*;
 
+use super::pack::round_to_bf16;
+
 #[cfg(target_arch = "x86_64")]
 use {
     pulp::bytemuck::cast,
@@ -47,19 +49,14 @@ impl Parts {
             Self::Three => 3,
         }
     }
-}
 
-/// Bits of an f32 that a bf16 does not have.
-const BELOW: u32 = 0xffff;
-
-impl Parts {
     /// How many parts of a weight's add up to each of these numbers.
     pub fn needed(numbers: &[f32]) -> Self {
         let some_have = |bits: fn(f32) -> u32| {
             let below = move |numbers: &[f32]| numbers.iter().fold(0, |all, x| all | bits(*x)) & BELOW > 0;
             numbers.par_chunks(1 << 14).any(below)
         };
-        if some_have(|x| (x - nearest(x)).to_bits()) {
+        if some_have(|x| (x - round_to_bf16(x)).to_bits()) {
             Self::Three
         } else if some_have(f32::to_bits) {
             Self::Two
@@ -69,11 +66,8 @@ impl Parts {
     }
 }
 
-/// The nearest bf16 to a number that is not NaN.
-fn nearest(x: f32) -> f32 {
-    let bits = x.to_bits();
-    f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & !BELOW)
-}
+/// Bits of an f32 that a bf16 does not have.
+const BELOW: u32 = 0xffff;
 
 /// Sixteen numbers' parts, largest first, each in the upper halves of 32 bits; what the lower halves hold means nothing.
 /// Where there is one part, it is the nearest number.

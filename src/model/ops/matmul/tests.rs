@@ -94,8 +94,8 @@ fn check(w: &Weight, exact: &[f64], rows: usize, precision: Precision, tolerance
                 _ => vec![f32::NAN; rows * columns],
             };
             match sum {
-                Sum::Inputs => forward(&mut y, &x, w, from, precision, Threads::All),
-                Sum::Outputs => backward(&mut y, &x, w, from, precision, Threads::All),
+                Sum::Inputs => forward(&mut y, Left::There(&x), w, from, precision, Threads::All),
+                Sum::Outputs => backward(&mut y, Left::There(&x), w, from, precision, Threads::All),
             }
             close(&y, &expected, start_at, tolerance, what);
         }
@@ -103,6 +103,7 @@ fn check(w: &Weight, exact: &[f64], rows: usize, precision: Precision, tolerance
 }
 
 const ORIENTATIONS: [Orientation; 2] = [Orientation::OutputsByInputs, Orientation::InputsByOutputs];
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::BF16];
 const FORMATS: [Format; 3] = [Format::F32, Format::F16, Format::BF16];
 
 #[test]
@@ -170,12 +171,12 @@ fn bits_do_not_depend_on_threads() {
     for orientation in ORIENTATIONS {
         let (w, _) = weight(Format::F16, orientation, outputs, inputs, 3);
         for rows in [1, 20, 100, 200] {
-            for precision in [Precision::F32, Precision::BF16] {
+            for precision in PRECISIONS {
                 let (x, g) = (numbers(rows * inputs, 4), numbers(rows * outputs, 5));
                 let both = |threads| {
                     let (mut y, mut dx) = (vec![0.0; rows * outputs], vec![0.0; rows * inputs]);
-                    forward(&mut y, &x, &w, Start::Zero, precision, threads);
-                    backward(&mut dx, &g, &w, Start::Zero, precision, threads);
+                    forward(&mut y, Left::There(&x), &w, Start::Zero, precision, threads);
+                    backward(&mut dx, Left::There(&g), &w, Start::Zero, precision, threads);
                     y.into_iter().chain(dx).map(f32::to_bits).collect::<Vec<_>>()
                 };
                 let one = both(Threads::One);
@@ -189,30 +190,69 @@ fn bits_do_not_depend_on_threads() {
 }
 
 #[test]
+fn rows_that_are_made_are_multiplied_as_those_that_are_there() {
+    let (inputs, outputs, more) = (75, 130, 40);
+    for (format, orientation) in FORMATS.into_iter().flat_map(|f| ORIENTATIONS.map(|o| (f, o))) {
+        let (w, _) = weight(format, orientation, outputs, inputs, 3);
+        // Of another format, so that both are packed alike in some cases and not in others.
+        let (other, _) = weight(Format::F16, Orientation::OutputsByInputs, more, inputs, 4);
+        for (rows, precision) in [1, 30, 70, 150].into_iter().flat_map(|r| PRECISIONS.map(|p| (r, p))) {
+            let (x, bias) = (numbers(rows * inputs, 4), numbers(more, 5));
+            let there = Left::There(&x);
+            let make = |row: usize, out: &mut [f32]| out.copy_from_slice(&x[row * inputs..][..inputs]);
+            let (mut y, mut z) = (vec![0.0; rows * outputs], vec![0.0; rows * more]);
+            forward(&mut y, there, &w, Start::Zero, precision, Threads::All);
+            forward(&mut z, there, &other, Start::Bias(&bias), precision, Threads::All);
+            for left in [there, Left::Made(&make)] {
+                let (mut both_y, mut both_z) = (vec![f32::NAN; y.len()], vec![f32::NAN; z.len()]);
+                let both =
+                    [(&mut both_y[..], &w, Start::Zero), (&mut both_z[..], &other, Start::Bias(&bias))];
+                forward_both(left, both, precision, Threads::All);
+                assert!(both_y == y && both_z == z, "{rows} rows {format:?} {precision:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn empty_products_are_what_they_start_from() {
     for (rows, outputs, inputs) in [(0, 5, 4), (3, 0, 4), (3, 5, 0)] {
         let (w, _) = weight(Format::F32, Orientation::OutputsByInputs, outputs, inputs, 1);
         let bias = numbers(outputs, 2);
         let mut y = vec![f32::NAN; rows * outputs];
-        forward(&mut y, &numbers(rows * inputs, 1), &w, Start::Bias(&bias), Precision::F32, Threads::All);
+        forward(
+            &mut y,
+            Left::There(&numbers(rows * inputs, 1)),
+            &w,
+            Start::Bias(&bias),
+            Precision::F32,
+            Threads::All,
+        );
         let expected: Vec<f32> = (0..rows).flat_map(|_| bias.clone()).collect();
         assert_eq!(y, if inputs == 0 { expected } else { vec![] });
         let mut dx = vec![f32::NAN; rows * inputs];
-        backward(&mut dx, &numbers(rows * outputs, 1), &w, Start::Zero, Precision::F32, Threads::All);
+        backward(
+            &mut dx,
+            Left::There(&numbers(rows * outputs, 1)),
+            &w,
+            Start::Zero,
+            Precision::F32,
+            Threads::All,
+        );
         assert_eq!(dx, vec![0.0; rows * inputs]);
     }
 }
 
 #[test]
 fn nan_and_infinity_are_not_hidden() {
-    for precision in [Precision::F32, Precision::BF16] {
+    for precision in PRECISIONS {
         for rows in [1, 3, 40, 140] {
             let (w, _) = weight(Format::F32, Orientation::OutputsByInputs, 50, 70, 3);
             for (bad, row) in [(f32::NAN, 0), (f32::INFINITY, rows - 1)] {
                 let mut x = numbers(rows * 70, 4);
                 x[row * 70 + 69] = bad;
                 let mut y = vec![0.0; rows * 50];
-                forward(&mut y, &x, &w, Start::Zero, precision, Threads::All);
+                forward(&mut y, Left::There(&x), &w, Start::Zero, precision, Threads::All);
                 for (i, y) in y.iter().enumerate() {
                     assert_eq!(y.is_finite(), i / 50 != row, "{precision:?} {rows} {bad}");
                 }
@@ -230,11 +270,25 @@ fn a_prepared_weight_multiplies_as_the_one_it_was_made_of() {
             // In one piece, and scattered as the heads of a fused projection are.
             let ends: Vec<usize> = (0..outputs).step_by(24).chain([outputs]).collect();
             let parts = Weight::stacked(ends.windows(2).map(|e| w.outputs(e[0]..e[1])).collect());
-            for precision in [Precision::F32, Precision::BF16] {
+            for precision in PRECISIONS {
                 let what = format!("{rows}x{outputs}x{inputs} {format:?} {precision:?} prepared");
                 check(&w.clone().prepared(precision), &exact, rows, precision, 1e-6, &what);
                 check(&parts.clone().prepared(precision), &exact, rows, precision, 1e-6, &what);
             }
+            // Some of the outputs of a fused weight.
+            let part = outputs / 3..outputs;
+            let (view, rest) = (w.outputs(part), &exact[outputs / 3 * inputs..]);
+            for precision in PRECISIONS {
+                check(&view.clone().prepared(precision), rest, rows, precision, 1e-6, "a view, prepared");
+            }
+            check(&view.laid_out(), rest, rows, Precision::F32, 1e-6, "a view, laid out");
+            let what = format!("{rows}x{outputs}x{inputs} {format:?} laid out");
+            check(&w.clone().laid_out(), &exact, rows, Precision::F32, 1e-6, &what);
+            check(&parts.laid_out(), &exact, rows, Precision::F32, 1e-6, &what);
+            // f32 numbers of fewer digits, as those of a file that was made from one of another format.
+            let narrow = Numbers::F32(exact.iter().map(|&w| w as f32).collect::<Vec<_>>().into());
+            let narrow = Weight::from_outputs_by_inputs(narrow, outputs, inputs);
+            check(&narrow.laid_out(), &exact, rows, Precision::F32, 1e-6, &what);
         }
     }
 }

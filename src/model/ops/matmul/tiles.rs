@@ -13,11 +13,11 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::amx::{Ahead, Begin, Output, ROWS_A_STEP, SIDE, SQUARE, STEP, Session, Sums, TILE, Unit, WIDTH};
-use super::pack::{Lines, Matrix};
+use super::pack::{Lines, Matrix, prefetch};
 use super::parts::{Parts, parts};
 use super::{
-    Addend, Block, From, Kernel, Numbers, Operand, PANEL, Start, StoredRows, Threads, each, pairs, scratch,
-    strips,
+    Addend, Block, From, Kernel, Laid, Left, Numbers, Operand, PANEL, Start, StoredRows, Threads, each,
+    pairs, scratch, strips,
 };
 use crate::model::lined::Lined;
 
@@ -56,23 +56,24 @@ pub(super) struct Tiles<'a> {
 }
 
 impl Tiles<'_> {
-    /// Packs x `[rows, depth]` with its depth in the given blocks, and lends it to `f`.
+    /// Packs the rows x with their depth in the given blocks, and lends them to `f`.
     pub fn with(
         (unit, simd): (Unit, V4),
         parts: Parts,
-        x: &[f32],
+        x: Left,
         rows: usize,
         blocks: &[Range<usize>],
         threads: Threads,
         f: impl FnOnce(&Tiles),
     ) {
-        let depth = x.len() / rows;
+        let depth = blocks.last().map_or(0, |block| block.end);
         let (starts, steps) = steps(blocks);
         let pair = steps * parts.of_x() * 2 * TILE;
         scratch::with(&TILES, rows.div_ceil(SQUARE) * pair, |packed| {
-            let out = packed.chunks_exact_mut(pair).zip(x.chunks(SQUARE * depth)).collect();
-            each(threads, out, |(out, x): (&mut [u16], &[f32])| {
-                pack_rows(simd, parts, x, depth, blocks, out)
+            let out = packed.chunks_exact_mut(pair).enumerate().collect();
+            each(threads, out, |(i, out): (usize, &mut [u16])| {
+                let rows = i * SQUARE..rows.min((i + 1) * SQUARE);
+                x.with_some(rows, depth, |x| pack_rows(simd, parts, x, depth, blocks, out));
             });
             f(&Tiles { unit, simd, parts, packed, starts, steps });
         });
@@ -169,19 +170,22 @@ impl Kernel for Tiles<'_> {
     fn add(&self, blocks: &[Block], next: Option<&Block>, y: &mut [&mut [f32]], columns: usize, from: From) {
         let session = self.unit.configure();
         let y = &mut Output::new(y);
-        let width = |block: &Block| PANEL * if block.tiled.is_some() { 1 } else { PANELS };
+        let width = |block: &Block| match block.laid {
+            Laid::Tiled(_) => PANEL,
+            Laid::Stored | Laid::Across(_) => PANELS * PANEL,
+        };
         for ((block, columns), next) in strips(blocks, columns, next, width) {
             let panel = panel_len(block.depth.len(), self.parts);
             let from = from.of(blocks, block);
             let start = self.starts[block.index];
             if let Some(weight) = self.laid_out(block, &columns) {
                 let next = next.and_then(|(block, columns)| self.laid_out(block, &columns));
-                let reach = panel / TILE * ROWS_A_STEP * WIDTH / size_of::<u32>();
+                let reach = block.depth.len().div_ceil(STEP) * ROWS_A_STEP * WIDTH / size_of::<u32>();
                 let mut soon = Soon::LaidOut(next.unwrap_or(&[]).chunks(reach));
                 self.add_strip(&session, (start, weight, panel), y, columns, from, &mut soon);
                 continue;
             }
-            let lines = next.map_or(Lines::none(), |(block, columns)| block.lines(columns));
+            let lines = next.map_or(Lines::none(), |(block, columns)| lines(self.parts, block, columns));
             let rows = block.depth.len().div_ceil(STEP) * ROWS_A_STEP;
             scratch::with(&WEIGHT, columns.len().div_ceil(PANEL) * panel, |weight| {
                 pack_weight(self.simd, self.parts, block, columns.clone(), weight);
@@ -215,22 +219,63 @@ impl Soon<'_> {
     }
 }
 
-/// All panels of an operand of one part.
-pub(super) fn panels(simd: V4, operand: &Operand) -> Lined<u32> {
-    let steps = |block: &Block| block.depth.len().div_ceil(STEP) * TILE;
-    let deepest = deepest(Parts::Rounded);
-    let depths = operand.depths(deepest).map(|(_, depth)| depth.len().div_ceil(STEP));
-    let panel = depths.sum::<usize>() * TILE;
+/// All panels of an operand of one stored matrix.
+pub(super) fn panels(simd: V4, parts: Parts, operand: &Operand) -> Lined<u32> {
+    let deepest = deepest(parts);
+    let panel = operand.depths(deepest).map(|(_, depth)| panel_len(depth.len(), parts)).sum::<usize>();
     let mut panels = Lined::zeros(operand.columns.div_ceil(PANEL) * panel);
     panels.par_chunks_mut(panel).enumerate().for_each(|(i, mut panel)| {
         let columns = i * PANEL..operand.columns.min((i + 1) * PANEL);
         for block in operand.blocks(&columns, deepest) {
-            let (out, rest) = panel.split_at_mut(steps(&block));
-            pack_weight(simd, Parts::Rounded, &block, 0..columns.len(), out);
+            let (out, rest) = panel.split_at_mut(panel_len(block.depth.len(), parts));
+            pack_weight(simd, parts, &block, 0..columns.len(), out);
             panel = rest;
         }
     });
     panels
+}
+
+/// Tiles for the other sum, as a matrix that has a panel of theirs in each row.
+struct Across<'a> {
+    tiles: &'a [u32],
+    /// Numbers of a row.
+    stride: usize,
+    /// What of it makes up a strip of a block.
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl<'a> Across<'a> {
+    /// The strip of a block, if it lies so.
+    fn of(parts: Parts, block: &Block<'a>, columns: &Range<usize>) -> Option<Self> {
+        let Laid::Across(tiles) = block.laid else { return None };
+        let (square, first) = (panel_len(STEP, parts), block.panel(columns));
+        Some(Self {
+            tiles,
+            stride: block.width.div_ceil(STEP) * square,
+            rows: block.depth.start / PANEL..block.depth.end.div_ceil(PANEL),
+            columns: first * square..(first + columns.len().div_ceil(PANEL)) * square,
+        })
+    }
+
+    /// Turns it into panels of a strip.
+    fn pack(self, simd: V4, parts: Parts, panels: &mut [u32]) {
+        let (square, panel) = (panel_len(STEP, parts), self.rows.len() * panel_len(STEP, parts));
+        for (step, row) in self.rows.enumerate() {
+            let row = &self.tiles[row * self.stride..][self.columns.clone()];
+            for (square, panel) in row.chunks_exact(square).zip(panels.chunks_exact_mut(panel)) {
+                pairs::turned(simd, square, &mut panel[step * square.len()..][..square.len()]);
+            }
+        }
+    }
+}
+
+/// The memory that [`pack_weight`] will read.
+fn lines<'a>(parts: Parts, block: &Block<'a>, columns: Range<usize>) -> Lines<'a> {
+    match Across::of(parts, block, &columns) {
+        Some(Across { tiles, stride, rows, columns }) => Lines::new(tiles, stride, rows, columns),
+        None => block.lines(columns),
+    }
 }
 
 impl Tiles<'_> {
@@ -244,9 +289,10 @@ impl Tiles<'_> {
 
     /// The block's part of a panel that was laid out before.
     fn laid_out<'b>(&self, block: &Block<'b>, columns: &Range<usize>) -> Option<&'b [u32]> {
-        let panels = block.tiled?;
-        let first = block.panel(columns) * self.steps + self.starts[block.index];
-        Some(&panels[first * TILE..(first + block.depth.len().div_ceil(STEP)) * TILE])
+        let Laid::Tiled(panels) = block.laid else { return None };
+        let step = panel_len(STEP, self.parts);
+        let first = (block.panel(columns) * self.steps + self.starts[block.index]) * step;
+        Some(&panels[first..first + panel_len(block.depth.len(), self.parts)])
     }
 
     /// All rows of x times a strip of the weight, whose panels have so many numbers and begin at one of x's steps.
@@ -276,6 +322,13 @@ impl Tiles<'_> {
                             session.multiply(self.parts, factors, begin, target, &ahead);
                         }
                         _ => {
+                            // What the sums are added to comes closer meanwhile.
+                            for row in (row..).take(SQUARE).take_while(|row| *row < y.len()) {
+                                if let Addend::One(other) | Addend::Two(other, _) = from.addend(row, &columns)
+                                {
+                                    prefetch(other);
+                                }
+                            }
                             session.multiply(self.parts, factors, Begin::Zero, sums.target(), &ahead);
                             add_sums(self.simd, &sums, y, row, columns.clone(), from);
                         }
@@ -336,6 +389,9 @@ fn vector(simd: V4, numbers: &[f32]) -> f32x16 {
 /// Packs a strip of a block as pairs of bf16 `[panel, step, part, 2, 16 pairs, 16 columns]`.
 fn pack_weight(simd: V4, parts: Parts, block: &Block, columns: Range<usize>, out: &mut [u32]) {
     let panel = panel_len(block.depth.len(), parts);
+    if let Some(across) = Across::of(parts, block, &columns) {
+        return across.pack(simd, parts, out);
+    }
     if let (Numbers::BF16(numbers), 1) = (&block.part.numbers, parts.of_weight()) {
         let numbers: &[u16] = numbers.as_slice().reinterpret_cast();
         let stored = block.stored_columns.start + columns.start..block.stored_columns.start + columns.end;

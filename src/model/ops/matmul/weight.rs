@@ -72,6 +72,15 @@ impl Numbers {
         }
     }
 
+    /// Bytes of each.
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Self::F32(_) => size_of::<f32>(),
+            Self::F16(_) => size_of::<f16>(),
+            Self::BF16(_) => size_of::<bf16>(),
+        }
+    }
+
     /// A copy in f32.
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
@@ -132,11 +141,15 @@ impl From<Vec<bf16>> for Numbers {
     }
 }
 
-/// A weight as the matrix unit takes it: pairs of bf16 numbers `[panel, step, 2, 16 pairs, 16 columns]`, all panels of
-/// 32 columns with the whole depth, for a sum over the inputs and for one over the outputs.
+/// A weight as the matrix unit takes it: pairs of bf16 numbers `[panel, step, part, 2, 16 pairs, 16 columns]`, all panels
+/// of 32 columns with the whole depth.
 pub(super) struct Tiled {
+    /// What the numbers were made into.
+    pub parts: Parts,
+    /// For a sum over the inputs.
     pub inputs: Lined<u32>,
-    pub outputs: Lined<u32>,
+    /// For one over the outputs, where it is not made of the other each time.
+    pub outputs: Option<Lined<u32>>,
 }
 
 /// Which index of a stored matrix counts its rows.

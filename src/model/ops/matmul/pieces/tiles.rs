@@ -10,6 +10,7 @@ use std::cell::Cell;
 
 use super::super::amx::{Ahead, Begin, SIDE, SQUARE, STEP, Session, Sums, TILE, Target, Unit};
 use super::super::pack::{Lines, Matrix, transposed};
+use super::super::pairs::pair;
 use super::super::parts::Parts;
 use super::super::tiles::pair_up;
 use super::super::{Block, Numbers, Orientation, PANEL, Precision, Weight, scratch};
@@ -195,14 +196,6 @@ fn pair_outputs(simd: V4, piece: &[u16], panels: usize, pairs: &mut [u32]) {
             }
         },
     );
-}
-
-/// Sixteen times two numbers side by side, the first in the lower half.
-#[inline(always)]
-fn pair(simd: V4, first: [u16; SIDE], second: [u16; SIDE]) -> [u32; SIDE] {
-    let first = simd.avx512f._mm512_cvtepu16_epi32(cast(first));
-    let second = simd.avx512f._mm512_cvtepu16_epi32(cast(second));
-    cast(simd.avx512f._mm512_or_si512(first, simd.avx512f._mm512_slli_epi32::<16>(second)))
 }
 
 /// Rounds x `[outputs, 32 rows]` into tiles `[step of 32 outputs, 2, 16 rows, 32]`.

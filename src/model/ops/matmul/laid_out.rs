@@ -1,0 +1,54 @@
+//! Weights in the form in which many rows are multiplied fastest.
+//!
+//! Knows what that is on this processor, and what it takes of memory. It does not know how tiles are packed.
+
+use super::parts::Parts;
+use super::weight::{Part, Weight};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::{Operand, Sum, amx, tiles, weight::Tiled};
+use super::{Precision, units};
+
+impl Weight {
+    /// The same weight as products of this precision take it: in one piece where it was scattered, rounded once, and for
+    /// bf16 on the matrix unit in tiles for both directions.
+    pub fn prepared(self, precision: Precision) -> Self {
+        match precision {
+            Precision::F32 if self.is_scattered() => self.gathered(),
+            Precision::F32 => self,
+            Precision::BF16 => tiled(self.to_bf16().gathered(), Parts::Rounded),
+        }
+    }
+
+    /// The same weight for many products of many rows in f32: where its numbers are sums of so few bf16 numbers that the
+    /// tiles of these take no more memory, those are laid out. A trained weight stays as it is, as its numbers change.
+    pub fn laid_out(self) -> Self {
+        if self.is_trained() || self.tiled().is_some() || !units().matrix_unit {
+            return self;
+        }
+        let measured = self.measured();
+        let fits = |part: &Part| part.parts.of_weight() * size_of::<u16>() <= part.numbers.size();
+        let most = measured.placed_parts().map(|(_, part)| part.parts).max();
+        match most {
+            Some(parts) if measured.placed_parts().all(|(_, part)| fits(part)) => {
+                tiled(measured.gathered(), parts)
+            }
+            _ => measured,
+        }
+    }
+}
+
+/// In tiles for the matrix unit, where there is one and it takes the weight. Numbers that are not rounded are laid out for
+/// one direction only, and turned around in the other.
+fn tiled(weight: Weight, parts: Parts) -> Weight {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if let (Some(_), pulp::Arch::V4(simd)) = (amx::Unit::get(), pulp::Arch::new())
+        && weight.only_part().is_some()
+        && weight.inputs_len() * weight.outputs_len() > 0
+    {
+        let panels = |sum| tiles::panels(simd, parts, &Operand::of(&weight, sum));
+        let outputs = (parts == Parts::Rounded).then(|| panels(Sum::Outputs));
+        let tiled = Tiled { parts, inputs: panels(Sum::Inputs), outputs };
+        return weight.with_tiled(tiled);
+    }
+    weight
+}
