@@ -8,8 +8,9 @@ use pulp::{Simd, WithSimd};
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::operand::Block;
 use super::pack::{LANES, round_all_to_bf16};
-use super::{Block, From, Kernel, Precision, scratch};
+use super::{From, Kernel, Precision, scratch};
 use crate::model::lined::Lined;
 
 thread_local! {

@@ -7,8 +7,9 @@ use pulp::{Simd, WithSimd};
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::operand::{Block, StoredRows, strips};
 use super::pack::{LANES, Lines, Matrix, prefetch, prefetch_ahead, round_all_to_bf16};
-use super::{Addend, Block, From, Kernel, PANEL, Precision, StoredRows, Threads, each, scratch, strips};
+use super::{Addend, From, Kernel, PANEL, Precision, Threads, each, scratch};
 use crate::model::lined::Lined;
 
 thread_local! {

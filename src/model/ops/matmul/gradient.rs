@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::over_tokens::{Columns, add_product};
 use super::pack::Matrix;
-use super::weight::{Orientation, Weight};
+use super::weight::{Orientation, Part, Weight};
 use crate::model::ops::gradients::{Gradients, TensorId};
 
 /// Where the gradient of a weight `[outputs, inputs]` goes: the trained tensors that its outputs lie in.
@@ -34,7 +34,7 @@ struct Place {
 impl Weight {
     /// Where its gradient goes; `None` if it is frozen. A weight that was prepared for products no longer knows.
     pub fn origin(&self) -> Option<Origin> {
-        let place = |(outputs, part): (Range<usize>, &super::Part)| {
+        let place = |(outputs, part): (Range<usize>, &Part)| {
             Some(Place {
                 tensor: part.numbers.tensor()?,
                 orientation: part.orientation,

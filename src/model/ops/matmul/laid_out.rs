@@ -4,9 +4,14 @@
 
 use super::parts::Parts;
 use super::weight::{Part, Weight};
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::{Operand, Sum, amx, tiles, weight::Tiled};
 use super::{Precision, units};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::{
+    amx,
+    operand::{Operand, Sum},
+    tiles,
+    weight::Tiled,
+};
 
 impl Weight {
     /// The same weight as products of this precision take it: in one piece where it was scattered, rounded once, and for

@@ -1,8 +1,7 @@
 //! Products of activations with frozen weights, which stay as they lie in their file.
 //!
-//! Knows how a product is cut into blocks of the sum and into tasks of columns, which threads share. A sum is never
-//! shared, so that its order depends on the shapes alone. It does not know how a block is computed: that is for the
-//! kernels.
+//! Knows which kernel takes which product, and what its sums begin with. Threads share tasks of columns and never a sum, so
+//! that its order depends on the shapes alone. It does not know how a block is computed: that is for the kernels.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
@@ -11,6 +10,7 @@ mod f32;
 mod gradient;
 mod laid_out;
 mod left;
+mod operand;
 mod over_tokens;
 mod pack;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -25,10 +25,9 @@ mod weight;
 use rayon::prelude::*;
 use std::ops::Range;
 
-use half::slice::HalfFloatSliceExt;
-use pack::{Lines, Matrix};
+use operand::{Block, Operand, Sum, Task};
+use pack::Lines;
 use parts::Parts;
-use weight::{Orientation, Part, Tiled};
 
 pub use gradient::{Origin, Stretch};
 pub use left::Left;
@@ -120,10 +119,6 @@ pub fn backward(y: &mut [f32], x: Left, w: &Weight, start: Start, precision: Pre
 /// Rows up to which it does not pay to pack a weight that is stored along the sum.
 const FEW_ROWS: usize = 32;
 
-/// Rows up to which it does not pay to cut an f32 weight into parts for the matrix unit.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-const ROWS_WITHOUT_PARTS: usize = 128;
-
 /// Columns that a kernel computes at a time.
 const PANEL: usize = 32;
 
@@ -189,64 +184,6 @@ impl<'a> From<'a> {
             }
         }
     }
-}
-
-/// The index of a weight over which a product sums.
-#[derive(Clone, Copy, PartialEq)]
-enum Sum {
-    Inputs,
-    Outputs,
-}
-
-/// A weight as the right factor `[depth, columns]` of a product.
-struct Operand<'a> {
-    weight: &'a Weight,
-    sum: Sum,
-    depth: usize,
-    columns: usize,
-}
-
-/// Some of the depth and columns of an operand, all in one stored matrix.
-struct Block<'a> {
-    /// Which of the pieces of the depth.
-    index: usize,
-    /// What of the product's depth, and of its columns.
-    depth: Range<usize>,
-    columns: Range<usize>,
-    part: &'a Part,
-    /// The same in the stored matrix.
-    stored_depth: Range<usize>,
-    stored_columns: Range<usize>,
-    /// Whether the depth counts the rows of the stored matrix, or its columns.
-    rows: StoredRows,
-    /// Columns of the whole product.
-    width: usize,
-    laid: Laid<'a>,
-}
-
-/// How the numbers of an operand lie.
-#[derive(Clone, Copy)]
-enum Laid<'a> {
-    /// As they were stored.
-    Stored,
-    /// All of them in tiles for this sum; there is one stored matrix only.
-    Tiled(&'a [u32]),
-    /// The same for the other sum.
-    Across(&'a [u32]),
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum StoredRows {
-    Depth,
-    Columns,
-}
-
-/// Columns of y that one thread computes; they all lie in one stored matrix.
-struct Task<'y> {
-    columns: Range<usize>,
-    /// Those of the task behind it, which the same thread takes as a rule; there may be none.
-    next: Range<usize>,
-    y: Vec<&'y mut [f32]>,
 }
 
 /// One of the products of some rows.
@@ -387,235 +324,6 @@ impl Start<'_> {
         );
         assert!(bias.is_none_or(|bias| bias.len() == columns), "bias [{columns}]");
     }
-}
-
-impl<'a> Operand<'a> {
-    fn of(weight: &'a Weight, sum: Sum) -> Self {
-        let (depth, columns) = match sum {
-            Sum::Inputs => (weight.inputs_len(), weight.outputs_len()),
-            Sum::Outputs => (weight.outputs_len(), weight.inputs_len()),
-        };
-        Self { weight, sum, depth, columns }
-    }
-
-    fn laid(&self) -> Laid<'a> {
-        match (self.weight.tiled(), self.sum) {
-            (None, _) => Laid::Stored,
-            (Some(tiled), Sum::Inputs) => Laid::Tiled(&tiled.inputs),
-            (Some(Tiled { outputs: Some(outputs), .. }), Sum::Outputs) => Laid::Tiled(outputs),
-            (Some(tiled), Sum::Outputs) => Laid::Across(&tiled.inputs),
-        }
-    }
-
-    /// What the matrix unit makes of the factors of a product of so many rows, if it should.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    fn parts(&self, rows: usize, precision: Precision) -> Option<Parts> {
-        if let Some(tiled) = self.weight.tiled() {
-            return Some(tiled.parts);
-        }
-        let exact = self.weight.placed_parts().map(|(_, part)| part.parts).max()?;
-        match precision {
-            Precision::BF16 => Some(Parts::Rounded),
-            Precision::F32 if exact == Parts::One && rows > FEW_ROWS => Some(exact),
-            Precision::F32 if rows > ROWS_WITHOUT_PARTS => Some(exact),
-            Precision::F32 => None,
-        }
-    }
-
-    /// Cuts y into tasks: several a thread, so that all end together, but each several panels wide where there are
-    /// many columns, and wide where the sum is deep, so that stored rows are read in long pieces.
-    fn tasks<'y>(&self, y: &'y mut [f32]) -> Vec<Task<'y>> {
-        let threads = rayon::current_num_threads();
-        let panels = self.columns.div_ceil(PANEL);
-        let count = match self.depth {
-            0..16384 => panels.div_ceil(8).max(4 * threads).next_multiple_of(threads),
-            _ => 2 * threads,
-        };
-        let segments: Vec<Range<usize>> = match self.sum {
-            Sum::Inputs => self.weight.placed_parts().map(|(place, _)| place).collect(),
-            Sum::Outputs => std::iter::once(0..self.columns).collect(),
-        };
-        // All of a segment are equally wide, but for a panel.
-        let cut = |segment: Range<usize>| {
-            let panels = segment.len().div_ceil(PANEL);
-            let count = (count * segment.len()).div_ceil(self.columns).min(panels);
-            let end = move |i: usize| segment.end.min(segment.start + panels * i / count * PANEL);
-            (0..count).map(move |i| end(i)..end(i + 1))
-        };
-        let rows = y.len() / self.columns;
-        let mut tasks: Vec<Task> = segments
-            .into_iter()
-            .flat_map(cut)
-            .map(|columns| Task { columns, next: 0..0, y: Vec::with_capacity(rows) })
-            .collect();
-        for i in 1..tasks.len() {
-            tasks[i - 1].next = tasks[i].columns.clone();
-        }
-        for mut row in y.chunks_exact_mut(self.columns) {
-            for task in &mut tasks {
-                let (part, rest) = row.split_at_mut(task.columns.len());
-                task.y.push(part);
-                row = rest;
-            }
-        }
-        tasks
-    }
-
-    /// The pieces in which the depth is summed up, at most `deepest` long. None has parts of two stored matrices, of
-    /// which the one that it is in is told where the outputs are summed.
-    fn depths(&self, deepest: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
-        let segments: Vec<Range<usize>> = match self.sum {
-            Sum::Inputs => std::iter::once(0..self.depth).collect(),
-            Sum::Outputs => self.weight.placed_parts().map(|(place, _)| place).collect(),
-        };
-        let pieces = move |(part, segment)| cut_evenly(segment, deepest).map(move |depth| (part, depth));
-        segments.into_iter().enumerate().flat_map(pieces)
-    }
-
-    /// What the rows of a stored matrix are in the product.
-    fn rows(&self, part: &Part) -> StoredRows {
-        match (part.orientation, self.sum) {
-            (Orientation::OutputsByInputs, Sum::Outputs) | (Orientation::InputsByOutputs, Sum::Inputs) => {
-                StoredRows::Depth
-            }
-            _ => StoredRows::Columns,
-        }
-    }
-
-    /// Whether what is summed lies together in all stored matrices.
-    fn rows_run_along_sum(&self) -> bool {
-        self.weight.placed_parts().all(|(_, part)| self.rows(part) == StoredRows::Columns)
-    }
-
-    /// The blocks, at most `deepest` deep, that make up the columns of a task, in the order of the sum.
-    fn blocks(&self, columns: &Range<usize>, deepest: usize) -> Vec<Block<'a>> {
-        let parts: Vec<_> = self.weight.placed_parts().collect();
-        let column_part = parts.iter().position(|(place, _)| columns.end <= place.end).unwrap_or(0);
-        let block = |(index, (depth_part, depth)): (usize, (usize, Range<usize>))| {
-            let (place, part) = &parts[if self.sum == Sum::Inputs { column_part } else { depth_part }];
-            let stored = |outputs: &Range<usize>| {
-                outputs.start - place.start + part.outputs.start
-                    ..outputs.end - place.start + part.outputs.start
-            };
-            let (stored_depth, stored_columns) = match self.sum {
-                Sum::Inputs => (depth.clone(), stored(columns)),
-                Sum::Outputs => (stored(&depth), columns.clone()),
-            };
-            Block {
-                index,
-                depth,
-                columns: columns.clone(),
-                part,
-                stored_depth,
-                stored_columns,
-                rows: self.rows(part),
-                width: self.columns,
-                laid: self.laid(),
-            }
-        };
-        self.depths(deepest).enumerate().map(block).collect()
-    }
-}
-
-/// Columns of a block that are packed at once.
-type Strip<'a> = (&'a Block<'a>, Range<usize>);
-
-/// The strips of every block, so many columns wide, each with the one after it; after the last one the first of the
-/// block `next`.
-fn strips<'a>(
-    blocks: &'a [Block<'a>],
-    columns: usize,
-    next: Option<&'a Block<'a>>,
-    width: impl Fn(&Block) -> usize + Copy,
-) -> impl Iterator<Item = (Strip<'a>, Option<Strip<'a>>)> {
-    let of = move |block: &'a Block<'a>, columns: usize| {
-        let width = width(block);
-        (0..columns).step_by(width).map(move |start| (block, start..columns.min(start + width)))
-    };
-    let last = next.and_then(|block| of(block, block.stored_columns.len()).next());
-    let strips = move || blocks.iter().flat_map(move |block| of(block, columns));
-    strips().zip(strips().skip(1).map(Some).chain([last]))
-}
-
-impl<'a> Block<'a> {
-    /// The panel of all of the operand's in which some of the block's columns are.
-    fn panel(&self, columns: &Range<usize>) -> usize {
-        (self.columns.start + columns.start) / PANEL
-    }
-
-    /// Packs some of the block's depth and columns into panels `[panel, depth, 32]`.
-    fn pack(&self, depth: Range<usize>, columns: Range<usize>, panels: &mut [f32]) {
-        match &self.part.numbers {
-            Numbers::F32(numbers) => self.pack_from(numbers.as_slice(), depth, columns, panels),
-            Numbers::F16(numbers) => self.pack_from(numbers.as_slice(), depth, columns, panels),
-            Numbers::BF16(numbers) => self.pack_from(numbers.as_slice(), depth, columns, panels),
-        }
-    }
-
-    /// Copies columns that are stored as rows to `[columns, stride]`, a multiple of 16 numbers apart.
-    fn widen(&self, columns: Range<usize>, rows: &mut [f32], stride: usize) {
-        let stored = self.stored_columns.start + columns.start..self.stored_columns.start + columns.end;
-        let (depth, from) = (self.stored_depth.clone(), self.part.stride);
-        match &self.part.numbers {
-            Numbers::F32(numbers) => {
-                Matrix { numbers: numbers.as_slice(), stride: from }.copy(stored, depth, rows, stride)
-            }
-            Numbers::F16(numbers) => {
-                Matrix { numbers: numbers.as_slice(), stride: from }.copy(stored, depth, rows, stride)
-            }
-            Numbers::BF16(numbers) => {
-                Matrix { numbers: numbers.as_slice(), stride: from }.copy(stored, depth, rows, stride)
-            }
-        }
-    }
-
-    /// The memory that `pack` will read.
-    fn lines(&self, columns: Range<usize>) -> Lines<'a> {
-        let columns = self.stored_columns.start + columns.start..self.stored_columns.start + columns.end;
-        let (rows, columns) = match self.rows {
-            StoredRows::Depth => (self.stored_depth.clone(), columns),
-            StoredRows::Columns => (columns, self.stored_depth.clone()),
-        };
-        match &self.part.numbers {
-            Numbers::F32(numbers) => Lines::new(numbers.as_slice(), self.part.stride, rows, columns),
-            Numbers::F16(numbers) => {
-                Lines::new(numbers.as_slice().reinterpret_cast(), self.part.stride, rows, columns)
-            }
-            Numbers::BF16(numbers) => {
-                Lines::new(numbers.as_slice().reinterpret_cast(), self.part.stride, rows, columns)
-            }
-        }
-    }
-
-    fn pack_from<T: pack::Number>(
-        &self,
-        numbers: &[T],
-        depth: Range<usize>,
-        columns: Range<usize>,
-        panels: &mut [f32],
-    ) {
-        let matrix = Matrix { numbers, stride: self.part.stride };
-        let columns = self.stored_columns.start + columns.start..self.stored_columns.start + columns.end;
-        let panel = depth.len() * PANEL;
-        let depth = self.stored_depth.start + depth.start..self.stored_depth.start + depth.end;
-        match self.rows {
-            StoredRows::Depth => matrix.copy_to_panels::<PANEL>(depth, columns, panels),
-            StoredRows::Columns => {
-                for (start, panel) in columns.clone().step_by(PANEL).zip(panels.chunks_exact_mut(panel)) {
-                    matrix.transpose(start..columns.end.min(start + PANEL), depth.clone(), panel, PANEL);
-                }
-            }
-        }
-    }
-}
-
-/// Cuts a range into as few pieces as possible of at most `longest`, all but the last of the same length, a
-/// multiple of 32.
-fn cut_evenly(range: Range<usize>, longest: usize) -> impl Iterator<Item = Range<usize>> {
-    let pieces = range.len().div_ceil(longest).max(1);
-    let length = range.len().div_ceil(pieces).next_multiple_of(32).max(1);
-    let end = range.end;
-    range.step_by(length).map(move |start| start..end.min(start + length))
 }
 
 #[cfg(test)]

@@ -8,10 +8,11 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::f32::{Panel, Panels, Vectors, panel_rows};
+use super::operand::cut_evenly;
 use super::pack::{LANES, Lines, Matrix};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::{FEW_ROWS, amx, parts::Parts, tiles};
-use super::{From, PANEL, Precision, cut_evenly, scratch};
+use super::{From, PANEL, Precision, scratch};
 use crate::model::lined::Lined;
 
 thread_local! {

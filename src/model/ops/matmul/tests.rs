@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::super::testing::numbers;
+use super::weight::Orientation;
 use super::*;
 use half::{bf16, f16};
 

@@ -13,12 +13,10 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::amx::{Ahead, Begin, Output, ROWS_A_STEP, SIDE, SQUARE, STEP, Session, Sums, TILE, Unit, WIDTH};
+use super::operand::{Block, Laid, Operand, StoredRows, strips};
 use super::pack::{Lines, Matrix, prefetch};
 use super::parts::{Parts, parts};
-use super::{
-    Addend, Block, From, Kernel, Laid, Left, Numbers, Operand, PANEL, Start, StoredRows, Threads, each,
-    pairs, scratch, strips,
-};
+use super::{Addend, From, Kernel, Left, Numbers, PANEL, Start, Threads, each, pairs, scratch};
 use crate::model::lined::Lined;
 
 thread_local! {

@@ -10,7 +10,8 @@ mod vectors;
 
 use std::ops::Range;
 
-use super::{Block, Lines, Operand, PANEL, Precision, Sum, Weight};
+use super::operand::{Block, Operand, Sum};
+use super::{Lines, PANEL, Precision, Weight};
 
 /// One number of each of 32 rows, or of each of 32 columns.
 pub type Lanes = [f32; PANEL];

@@ -9,11 +9,13 @@ use pulp::x86::V4;
 use std::cell::Cell;
 
 use super::super::amx::{Ahead, Begin, SIDE, SQUARE, STEP, Session, Sums, TILE, Target, Unit};
+use super::super::operand::Block;
 use super::super::pack::{Lines, Matrix, transposed};
 use super::super::pairs::pair;
 use super::super::parts::Parts;
 use super::super::tiles::pair_up;
-use super::super::{Block, Numbers, Orientation, PANEL, Precision, Weight, scratch};
+use super::super::weight::Orientation;
+use super::super::{Numbers, PANEL, Precision, Weight, scratch};
 use super::{Held, Lanes, Shape};
 use crate::model::lined::Lined;
 

@@ -6,8 +6,9 @@
 use pulp::{Simd, WithSimd};
 use std::cell::Cell;
 
+use super::super::operand::Block;
 use super::super::pack::{Lines, Matrix, round_all_to_bf16};
-use super::super::{Block, PANEL, Precision, scratch};
+use super::super::{PANEL, Precision, scratch};
 use super::{Held, Lanes, Shape};
 use crate::model::lined::Lined;
 
