@@ -36,7 +36,7 @@ impl<T: Copy + Default> Lined<T> {
         Self { numbers, start, len }
     }
 
-    /// Makes it so many numbers, which are left from an earlier use as far as its memory reaches, and else zeros.
+    /// Makes it so many numbers of arbitrary content: what an earlier use left, or zeros where there is not the room.
     pub fn resize(&mut self, len: usize) {
         if len > self.capacity() {
             *self = Self::zeros(len);

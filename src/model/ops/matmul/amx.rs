@@ -351,6 +351,7 @@ macro_rules! product {
             read = inout(reg) $ahead.read => _, read_stride = in(reg) $ahead.read_stride,
             write = inout(reg) $ahead.write => _, write_stride = in(reg) $ahead.write_stride,
             upper = in(reg) $target.first, stride = in(reg) $target.stride, line = in(reg) LINE,
+            // The lower sixteen rows of the sums, or nothing where they begin with zero.
             lower = inout(reg) match $begin {
                 Begin::Zero => std::ptr::null_mut(),
                 Begin::There => $target.first.wrapping_byte_add(SIDE * $target.stride),
@@ -380,8 +381,7 @@ impl Session {
         );
         assert_eq!(weight.len(), count * TILE * parts.of_weight(), "tiles of unequal depth");
         // SAFETY: the tiles are configured; every load is of a whole tile of one of `count` steps, which the slices hold
-        // (checked above), every load and store of sums within `target`. What
-        // is asked for ahead need not exist.
+        // (checked above), every load and store of sums within `target`. What is asked for ahead need not exist.
         unsafe {
             match parts {
                 Parts::Rounded => product!(x, weight, count, begin, target, ahead; 2048, 2048; concat!(

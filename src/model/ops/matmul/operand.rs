@@ -82,6 +82,7 @@ impl<'a> Operand<'a> {
         Self { weight, sum, depth, columns }
     }
 
+    /// How its numbers lie for this sum.
     fn laid(&self) -> Laid<'a> {
         match (self.weight.tiled(), self.sum) {
             (None, _) => Laid::Stored,

@@ -170,14 +170,16 @@ fn stacked_parts_and_views_are_one_weight() {
 fn bits_do_not_depend_on_threads() {
     let (outputs, inputs) = (515, 803);
     for orientation in ORIENTATIONS {
-        let (w, _) = weight(Format::F16, orientation, outputs, inputs, 3);
-        for rows in [1, 20, 100, 200] {
-            for precision in PRECISIONS {
+        let (stored, exact) = weight(Format::F16, orientation, outputs, inputs, 3);
+        let wide = Numbers::F32(exact.iter().map(|&w| w as f32).collect::<Vec<_>>().into());
+        let laid_out = Weight::from_outputs_by_inputs(wide, outputs, inputs).laid_out();
+        for w in [&stored, &stored.clone().prepared(Precision::BF16), &laid_out] {
+            for (rows, precision) in [1, 20, 100, 200].into_iter().flat_map(|r| PRECISIONS.map(|p| (r, p))) {
                 let (x, g) = (numbers(rows * inputs, 4), numbers(rows * outputs, 5));
                 let both = |threads| {
                     let (mut y, mut dx) = (vec![0.0; rows * outputs], vec![0.0; rows * inputs]);
-                    forward(&mut y, Left::There(&x), &w, Start::Zero, precision, threads);
-                    backward(&mut dx, Left::There(&g), &w, Start::Zero, precision, threads);
+                    forward(&mut y, Left::There(&x), w, Start::Zero, precision, threads);
+                    backward(&mut dx, Left::There(&g), w, Start::Zero, precision, threads);
                     y.into_iter().chain(dx).map(f32::to_bits).collect::<Vec<_>>()
                 };
                 let one = both(Threads::One);
