@@ -107,7 +107,12 @@ impl Saved {
 
 impl Block {
     /// Its linear maps.
-    pub(super) fn maps(&mut self) -> [&mut Linear; 5] {
+    pub(super) fn maps(&self) -> [&Linear; 5] {
+        [&self.query, &self.key_value, &self.output, &self.up, &self.down]
+    }
+
+    /// The same, to be changed.
+    pub(super) fn maps_mut(&mut self) -> [&mut Linear; 5] {
         [&mut self.query, &mut self.key_value, &mut self.output, &mut self.up, &mut self.down]
     }
 

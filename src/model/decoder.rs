@@ -122,7 +122,12 @@ impl Decoder {
     /// Lays the layers' weights out for many passes of many tokens; generation, of a token at a time, is faster with
     /// weights as they are.
     pub fn lay_out(&mut self) {
-        self.blocks.iter_mut().flat_map(Block::maps).for_each(Linear::lay_out);
+        self.blocks.iter_mut().flat_map(Block::maps_mut).for_each(Linear::lay_out);
+    }
+
+    /// Whether the layers' weights were laid out, so that even a pass of few tokens need not pack them.
+    pub fn is_laid_out(&self) -> bool {
+        self.blocks.iter().flat_map(Block::maps).all(|map| map.weight().is_laid_out())
     }
 
     /// Whether padding between so many virtual tokens and a row changes what the model computes for the row.

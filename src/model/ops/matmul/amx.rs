@@ -112,39 +112,86 @@ impl<'a, 'y> Output<'a, 'y> {
         self.rows.iter_mut().skip(first).take(SQUARE).map(|row| &mut **row)
     }
 
-    /// 32 columns of 32 rows, if there are so many, equally far apart.
-    pub fn target(&mut self, row: usize, column: usize) -> Option<Target<'_>> {
-        if row + SQUARE > self.rows.len() || column + SQUARE > self.len {
+    /// 32 columns of so many rows, if there are so many, equally far apart.
+    pub fn target(&mut self, (row, height): (usize, Height), column: usize) -> Option<Target<'_>> {
+        if row + height.rows() > self.rows.len() || column + SQUARE > self.len {
             return None;
         }
         let first = self.rows[row][column..].as_mut_ptr().addr();
         let first = std::ptr::with_exposed_provenance_mut(first);
-        Some(Target { first, stride: self.stride?, rows: PhantomData })
+        Some(Target { first, stride: self.stride?, height, rows: PhantomData })
     }
 }
 
-/// Where the sums of a product go: 32 columns of 32 rows.
+/// How many rows of sums a product computes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Height {
+    /// 16: one tile of x.
+    One,
+    /// 32: two.
+    Two,
+}
+
+impl Height {
+    /// Of what is needed for so many rows, at most 32.
+    pub fn of(rows: usize) -> Self {
+        if rows <= SIDE { Self::One } else { Self::Two }
+    }
+
+    fn rows(self) -> usize {
+        match self {
+            Self::One => SIDE,
+            Self::Two => SQUARE,
+        }
+    }
+}
+
+/// Where the sums of a product go: 32 columns of 16 or 32 rows.
 pub(super) struct Target<'a> {
     first: *mut f32,
     /// From row to row, in bytes.
     stride: usize,
+    height: Height,
     rows: PhantomData<&'a mut [f32]>,
 }
 
 impl<'a> Target<'a> {
     /// Rows end to end.
     pub fn of(rows: &'a mut [[f32; SQUARE]; SQUARE]) -> Self {
-        Self { first: rows.as_mut_ptr().cast(), stride: size_of::<[f32; SQUARE]>(), rows: PhantomData }
+        let stride = size_of::<[f32; SQUARE]>();
+        Self { first: rows.as_mut_ptr().cast(), stride, height: Height::Two, rows: PhantomData }
     }
 }
 
 /// What the sums of a product begin with.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Begin {
+#[derive(Clone, Copy)]
+pub(super) enum Begin<'a> {
     /// Zero.
     Zero,
     /// What is there already.
     There,
+    /// These, as many rows and columns as the product has.
+    With(Added<'a>),
+}
+
+/// 32 columns of 16 or 32 rows that are added to a product.
+#[derive(Clone, Copy)]
+pub(super) struct Added<'a> {
+    first: *const f32,
+    /// From row to row, in bytes.
+    stride: usize,
+    height: Height,
+    rows: PhantomData<&'a [f32]>,
+}
+
+impl<'a> Added<'a> {
+    /// The first columns of rows that are `width` numbers long, if there are so many; with a width of 0 it is the same
+    /// row again and again.
+    pub fn of(rows: &'a [f32], width: usize, height: Height) -> Option<Self> {
+        let all = (height.rows() - 1) * width + SQUARE;
+        let stride = width * size_of::<f32>();
+        (rows.len() >= all).then_some(Self { first: rows.as_ptr(), stride, height, rows: PhantomData })
+    }
 }
 
 /// Space for the sums of a product that do not go where they belong at once.
@@ -157,9 +204,9 @@ impl Sums {
         Self([[0.0; SQUARE]; SQUARE])
     }
 
-    /// All of it.
-    pub fn target(&mut self) -> Target<'_> {
-        Target::of(&mut self.0)
+    /// So many rows of it.
+    pub fn target(&mut self, height: Height) -> Target<'_> {
+        Target { height, ..Target::of(&mut self.0) }
     }
 }
 
@@ -215,7 +262,12 @@ impl Ahead {
 pub(super) const WIDTH: usize = 4 * LINE;
 
 /// Rows of which a step asks for so much.
-pub(super) const ROWS_A_STEP: usize = 2;
+pub(super) fn rows_a_step(parts: Parts) -> usize {
+    match parts {
+        Parts::Rounded | Parts::One => 2,
+        Parts::Two | Parts::Three => 4,
+    }
+}
 
 static NOTHING: [u8; WIDTH] = [0; WIDTH];
 
@@ -314,48 +366,82 @@ macro_rules! rows {
     };
 }
 
+/// The upper tile of a part of x is loaded and multiplied with those of the weight.
+macro_rules! upper_rows {
+    ($part:literal; $a:expr, $b:expr, $c:expr) => {
+        concat!(load!(4, "x", $part, 0), $a, multiply!(0, 4, 6), $b, multiply!(1, 4, 7), $c)
+    };
+}
+
+/// The upper tile of x that was loaded last is multiplied with those of the weight.
+macro_rules! same_upper_rows {
+    ($a:expr, $b:expr) => {
+        concat!(multiply!(0, 4, 6), $a, multiply!(1, 4, 7), $b)
+    };
+}
+
 /// The tiles of x that were loaded last are multiplied with those of the weight.
 macro_rules! same_rows {
-    () => {
+    ($a:expr, $b:expr, $c:expr, $d:expr) => {
         concat!(
             multiply!(0, 4, 6),
-            pause!(),
+            $a,
             multiply!(1, 4, 7),
-            pause!(),
+            $b,
             multiply!(2, 5, 6),
-            pause!(),
+            $c,
             multiply!(3, 5, 7),
-            pause!(),
+            $d,
+        )
+    };
+}
+
+/// The sums of a product begin with zero, or with numbers that are somewhere, and go where they belong.
+macro_rules! sums {
+    (begin One) => {
+        concat!(
+            "test {begin}, {begin}\njz 3f\n",
+            "tileloadd tmm0, [{begin} + {begin_stride}]\ntileloadd tmm1, [{begin} + {begin_stride} + 64]\n",
+            "jmp 2f\n3:\ntilezero tmm0\ntilezero tmm1\n",
+        )
+    };
+    (begin Two) => {
+        concat!(
+            "test {begin}, {begin}\njz 3f\n",
+            "tileloadd tmm0, [{begin} + {begin_stride}]\ntileloadd tmm1, [{begin} + {begin_stride} + 64]\n",
+            "lea {begin}, [{begin} + 8*{begin_stride}]\nlea {begin}, [{begin} + 8*{begin_stride}]\n",
+            "tileloadd tmm2, [{begin} + {begin_stride}]\ntileloadd tmm3, [{begin} + {begin_stride} + 64]\n",
+            "jmp 2f\n3:\ntilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3\n",
+        )
+    };
+    (end One) => {
+        "tilestored [{end} + {stride}], tmm0\ntilestored [{end} + {stride} + 64], tmm1\n"
+    };
+    (end Two) => {
+        concat!(
+            "tilestored [{end} + {stride}], tmm0\ntilestored [{end} + {stride} + 64], tmm1\n",
+            "lea {end}, [{end} + 8*{stride}]\nlea {end}, [{end} + 8*{stride}]\n",
+            "tilestored [{end} + {stride}], tmm2\ntilestored [{end} + {stride} + 64], tmm3\n",
         )
     };
 }
 
 /// All steps of a product of which one step has so many bytes of x and of the weight.
 macro_rules! product {
-    ($x:ident, $weight:ident, $count:ident, $begin:ident, $target:ident, $ahead:ident; $x_step:literal, $w_step:literal;
-        $step:expr) => {
+    ($height:ident, $x:ident, $weight:ident, $count:ident, $begin:ident, $target:ident, $ahead:ident;
+        $x_step:literal, $w_step:literal; $step:expr) => {
         asm!(
-            "test {lower}, {lower}", "jz 3f",
-            "tileloadd tmm0, [{upper} + {stride}]", "tileloadd tmm1, [{upper} + {stride} + 64]",
-            "tileloadd tmm2, [{lower} + {stride}]", "tileloadd tmm3, [{lower} + {stride} + 64]",
-            "jmp 2f",
-            "3:", "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            sums!(begin $height),
             "2:",
             $step,
             concat!("add {x}, ", $x_step), concat!("add {w}, ", $w_step),
             "dec {steps}", "jnz 2b",
-            "lea {lower}, [{upper} + 8*{stride}]", "lea {lower}, [{lower} + 8*{stride}]",
-            "tilestored [{upper} + {stride}], tmm0", "tilestored [{upper} + {stride} + 64], tmm1",
-            "tilestored [{lower} + {stride}], tmm2", "tilestored [{lower} + {stride} + 64], tmm3",
+            sums!(end $height),
             x = inout(reg) $x.as_ptr() => _, w = inout(reg) $weight.as_ptr() => _, steps = inout(reg) $count => _,
             read = inout(reg) $ahead.read => _, read_stride = in(reg) $ahead.read_stride,
             write = inout(reg) $ahead.write => _, write_stride = in(reg) $ahead.write_stride,
-            upper = in(reg) $target.first, stride = in(reg) $target.stride, line = in(reg) LINE,
-            // The lower sixteen rows of the sums, or nothing where they begin with zero.
-            lower = inout(reg) match $begin {
-                Begin::Zero => std::ptr::null_mut(),
-                Begin::There => $target.first.wrapping_byte_add(SIDE * $target.stride),
-            } => _,
+            begin = inout(reg) $begin.0 => _, begin_stride = in(reg) $begin.1,
+            end = inout(reg) $target.first => _, stride = in(reg) $target.stride, line = in(reg) LINE,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
             out("tmm6") _, out("tmm7") _, options(nostack),
         )
@@ -363,9 +449,10 @@ macro_rules! product {
 }
 
 impl Session {
-    /// Products of two tiles of rows with two of columns: `target[r, c] = begin + Σ_step Σ_(i, j) x[step, i, r] ·
-    /// weight[step, j, c]` over the pairs of parts that count, for x `[step, part, 2, 16, 32]` and pairs of numbers weight
-    /// `[step, part, 2, 16 pairs, 16 columns]`, while other memory is brought closer.
+    /// Products of tiles of rows with two of columns: `target[r, c] = begin + Σ_step Σ_(i, j) x[step, i, r] ·
+    /// weight[step, j, c]` over the pairs of parts that count, for x `[step, part, 2, 16, 32]`, of which the second of two
+    /// tiles counts where the target has 32 rows, and pairs of numbers weight `[step, part, 2, 16 pairs, 16 columns]`,
+    /// while other memory is brought closer.
     pub fn multiply(
         &self,
         parts: Parts,
@@ -380,49 +467,108 @@ impl Session {
             "tiles of x do not make up whole steps"
         );
         assert_eq!(weight.len(), count * TILE * parts.of_weight(), "tiles of unequal depth");
+        let begin = match begin {
+            Begin::Zero => (std::ptr::null(), 0),
+            Begin::There => (target.first.cast_const(), target.stride),
+            Begin::With(Added { first, stride, height, .. }) => {
+                assert!(height == target.height, "as many rows are added as there are sums");
+                (first, stride)
+            }
+        };
         // SAFETY: the tiles are configured; every load is of a whole tile of one of `count` steps, which the slices hold
-        // (checked above), every load and store of sums within `target`. What is asked for ahead need not exist.
+        // (checked above), or of sums within what they begin with; every store is within `target`. What is asked for
+        // ahead need not exist.
         unsafe {
-            match parts {
-                Parts::Rounded => product!(x, weight, count, begin, target, ahead; 2048, 2048; concat!(
-                    weight!(0; bring!("x", 2048, 0), bring!("x", 2048, 1)),
-                    rows!(0; bring!("x", 2048, 2), bring!("x", 2048, 3), bring!("w", 2048, 0), bring!("w", 2048, 1),
-                        bring!("w", 2048, 2), concat!(bring!("w", 2048, 3), ask_to_read!(), ask_to_write!())),
-                )),
-                Parts::One => product!(x, weight, count, begin, target, ahead; 6144, 2048; concat!(
-                    weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
-                    rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
-                        bring!("x", 6144, 6), bring!("x", 6144, 7)),
-                    rows!(1; bring!("x", 6144, 8), bring!("x", 6144, 9), bring!("x", 6144, 10), bring!("x", 6144, 11),
-                        bring!("w", 2048, 0), bring!("w", 2048, 1)),
-                    rows!(0; bring!("w", 2048, 2), bring!("w", 2048, 3), ask_to_read!(), pause!(), ask_to_write!(), pause!()),
-                )),
-                Parts::Two => product!(x, weight, count, begin, target, ahead; 6144, 4096; concat!(
-                    weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
-                    rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
-                        bring!("x", 6144, 6), bring!("x", 6144, 7)),
-                    rows!(0; bring!("x", 6144, 8), bring!("x", 6144, 9), bring!("x", 6144, 10), bring!("x", 6144, 11),
-                        bring!("w", 4096, 0), bring!("w", 4096, 1)),
-                    rows!(1; bring!("w", 4096, 2), bring!("w", 4096, 3), bring!("w", 4096, 4), bring!("w", 4096, 5),
-                        bring!("w", 4096, 6), bring!("w", 4096, 7)),
-                    weight!(1; ask_to_read!(), ask_to_write!()),
-                    same_rows!(),
-                    rows!(0; pause!(), pause!(), pause!(), pause!(), pause!(), pause!()),
-                )),
-                Parts::Three => product!(x, weight, count, begin, target, ahead; 6144, 6144; concat!(
-                    weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
-                    rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
-                        bring!("x", 6144, 6), bring!("x", 6144, 7)),
-                    rows!(0; bring!("x", 6144, 8), bring!("x", 6144, 9), bring!("x", 6144, 10), bring!("x", 6144, 11),
-                        bring!("w", 6144, 0), bring!("w", 6144, 1)),
-                    rows!(1; bring!("w", 6144, 2), bring!("w", 6144, 3), bring!("w", 6144, 4), bring!("w", 6144, 5),
-                        bring!("w", 6144, 6), bring!("w", 6144, 7)),
-                    weight!(1; bring!("w", 6144, 8), bring!("w", 6144, 9)),
-                    same_rows!(),
-                    rows!(0; bring!("w", 6144, 10), bring!("w", 6144, 11), ask_to_read!(), pause!(), ask_to_write!(), pause!()),
-                    weight!(2; pause!(), pause!()),
-                    same_rows!(),
-                )),
+            match (parts, target.height) {
+                (Parts::Rounded, Height::Two) => {
+                    product!(Two, x, weight, count, begin, target, ahead; 2048, 2048; concat!(
+                        weight!(0; bring!("x", 2048, 0), bring!("x", 2048, 1)),
+                        rows!(0; bring!("x", 2048, 2), bring!("x", 2048, 3), bring!("w", 2048, 0), bring!("w", 2048, 1),
+                            bring!("w", 2048, 2), concat!(bring!("w", 2048, 3), ask_to_read!(), ask_to_write!())),
+                    ));
+                }
+                (Parts::Rounded, Height::One) => {
+                    product!(One, x, weight, count, begin, target, ahead; 2048, 2048; concat!(
+                        weight!(0; bring!("x", 2048, 0), bring!("x", 2048, 1)),
+                        upper_rows!(0; bring!("w", 2048, 0), concat!(bring!("w", 2048, 1), bring!("w", 2048, 2)),
+                            concat!(bring!("w", 2048, 3), ask_to_read!(), ask_to_write!())),
+                    ));
+                }
+                (Parts::One, Height::Two) => {
+                    product!(Two, x, weight, count, begin, target, ahead; 6144, 2048; concat!(
+                        weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
+                        rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
+                            bring!("x", 6144, 6), bring!("x", 6144, 7)),
+                        rows!(1; bring!("x", 6144, 8), bring!("x", 6144, 9), bring!("x", 6144, 10), bring!("x", 6144, 11),
+                            bring!("w", 2048, 0), bring!("w", 2048, 1)),
+                        rows!(0; bring!("w", 2048, 2), bring!("w", 2048, 3), ask_to_read!(), pause!(), ask_to_write!(),
+                            pause!()),
+                    ));
+                }
+                (Parts::One, Height::One) => {
+                    product!(One, x, weight, count, begin, target, ahead; 6144, 2048; concat!(
+                        weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
+                        upper_rows!(2; bring!("x", 6144, 4), bring!("x", 6144, 5), bring!("x", 6144, 8)),
+                        upper_rows!(1; bring!("x", 6144, 9), bring!("w", 2048, 0), bring!("w", 2048, 1)),
+                        upper_rows!(0; bring!("w", 2048, 2), bring!("w", 2048, 3),
+                            concat!(ask_to_read!(), ask_to_write!())),
+                    ));
+                }
+                (Parts::Two, Height::Two) => {
+                    product!(Two, x, weight, count, begin, target, ahead; 6144, 4096; concat!(
+                        weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
+                        rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
+                            bring!("x", 6144, 6), bring!("x", 6144, 7)),
+                        rows!(0; bring!("x", 6144, 8), bring!("x", 6144, 9), bring!("x", 6144, 10), bring!("x", 6144, 11),
+                            bring!("w", 4096, 0), bring!("w", 4096, 1)),
+                        rows!(1; bring!("w", 4096, 2), bring!("w", 4096, 3), bring!("w", 4096, 4), bring!("w", 4096, 5),
+                            bring!("w", 4096, 6), bring!("w", 4096, 7)),
+                        weight!(1; ask_to_read!(), ask_to_write!()),
+                        same_rows!(pause!(), pause!(), ask_to_read!(), pause!()),
+                        rows!(0; pause!(), pause!(), pause!(), pause!(), pause!(), pause!()),
+                    ));
+                }
+                (Parts::Two, Height::One) => {
+                    product!(One, x, weight, count, begin, target, ahead; 6144, 4096; concat!(
+                        weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
+                        upper_rows!(2; bring!("x", 6144, 4), bring!("x", 6144, 5), bring!("x", 6144, 8)),
+                        upper_rows!(0; bring!("x", 6144, 9), bring!("w", 4096, 0), bring!("w", 4096, 1)),
+                        upper_rows!(1; bring!("w", 4096, 2), bring!("w", 4096, 3), bring!("w", 4096, 4)),
+                        weight!(1; bring!("w", 4096, 5), bring!("w", 4096, 6)),
+                        same_upper_rows!(bring!("w", 4096, 7), ask_to_read!()),
+                        upper_rows!(0; ask_to_write!(), ask_to_read!(), pause!()),
+                    ));
+                }
+                (Parts::Three, Height::Two) => {
+                    product!(Two, x, weight, count, begin, target, ahead; 6144, 6144; concat!(
+                        weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
+                        rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
+                            bring!("x", 6144, 6), bring!("x", 6144, 7)),
+                        rows!(0; bring!("x", 6144, 8), bring!("x", 6144, 9), bring!("x", 6144, 10), bring!("x", 6144, 11),
+                            bring!("w", 6144, 0), bring!("w", 6144, 1)),
+                        rows!(1; bring!("w", 6144, 2), bring!("w", 6144, 3), bring!("w", 6144, 4), bring!("w", 6144, 5),
+                            bring!("w", 6144, 6), bring!("w", 6144, 7)),
+                        weight!(1; bring!("w", 6144, 8), bring!("w", 6144, 9)),
+                        same_rows!(pause!(), pause!(), pause!(), pause!()),
+                        rows!(0; bring!("w", 6144, 10), bring!("w", 6144, 11), ask_to_read!(), pause!(), ask_to_write!(),
+                            pause!()),
+                        weight!(2; pause!(), pause!()),
+                        same_rows!(ask_to_read!(), pause!(), pause!(), pause!()),
+                    ));
+                }
+                (Parts::Three, Height::One) => {
+                    product!(One, x, weight, count, begin, target, ahead; 6144, 6144; concat!(
+                        weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
+                        upper_rows!(2; bring!("x", 6144, 4), bring!("x", 6144, 5), bring!("x", 6144, 8)),
+                        upper_rows!(0; bring!("x", 6144, 9), bring!("w", 6144, 0), bring!("w", 6144, 1)),
+                        upper_rows!(1; bring!("w", 6144, 2), bring!("w", 6144, 3), bring!("w", 6144, 4)),
+                        weight!(1; bring!("w", 6144, 5), bring!("w", 6144, 6)),
+                        same_upper_rows!(bring!("w", 6144, 7), bring!("w", 6144, 8)),
+                        upper_rows!(0; bring!("w", 6144, 9), bring!("w", 6144, 10), bring!("w", 6144, 11)),
+                        weight!(2; ask_to_read!(), ask_to_write!()),
+                        same_upper_rows!(ask_to_read!(), pause!()),
+                    ));
+                }
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use pulp::bytemuck::cast;
 use pulp::x86::V4;
+use std::arch::x86_64::{__m512, __m512i};
 use std::ops::Range;
 
 use super::PANEL;
@@ -56,7 +57,7 @@ fn row_part(
     rows: &Range<usize>,
     stride: usize,
     columns: &Range<usize>,
-) -> std::arch::x86_64::__m512i {
+) -> __m512i {
     let mut padded = [0; SIDE];
     if row < rows.end && columns.start < columns.end {
         let part = &numbers[row * stride + columns.start..row * stride + columns.end];
@@ -113,28 +114,64 @@ pub(super) fn turned(simd: V4, square: &[u32], out: &mut [u32]) {
     simd.vectorize(
         #[inline(always)]
         move || {
-            let mut block = [simd.avx512f._mm512_setzero_ps(); SIDE];
             for (part, out) in parts.iter().zip(out) {
                 let (out, _) = out.as_chunks_mut::<SIDE>();
                 let (left, right) = out.split_at_mut(SIDE);
-                let (columns, _) = part.as_chunks::<SIDE>();
-                let halves = columns.chunks_exact(SIDE).zip(left.chunks_exact_mut(SIDE / 2));
-                for ((columns, left), right) in halves.zip(right.chunks_exact_mut(SIDE / 2)) {
-                    for (vector, pairs) in block.iter_mut().zip(columns) {
-                        *vector = cast(*pairs);
-                    }
-                    // A row has the 32 numbers of one column.
-                    let rows = transposed(simd, block);
-                    let (twos, _) = rows.as_chunks::<2>();
-                    for ((two, left), right) in twos.iter().zip(left).zip(right) {
-                        let [first, second]: [[[u16; SIDE]; 2]; 2] = [cast(two[0]), cast(two[1])];
-                        *left = pair(simd, first[0], second[0]);
-                        *right = pair(simd, first[1], second[1]);
+                let (pairs, _) = part.as_chunks::<SIDE>();
+                // Sixteen columns at a time, of which every two become a row of either half.
+                let halves = left.chunks_exact_mut(SIDE / 2).zip(right.chunks_exact_mut(SIDE / 2));
+                for (pairs, (left, right)) in pairs.chunks_exact(SIDE).zip(halves) {
+                    for (pairs, out) in pairs.chunks_exact(SIDE / 2).zip([left, right]) {
+                        let mut block = [simd.avx512f._mm512_setzero_ps(); SIDE / 2];
+                        for (vector, pairs) in block.iter_mut().zip(pairs) {
+                            *vector = crossed(simd, cast(*pairs));
+                        }
+                        for (out, vector) in out.iter_mut().zip(transposed_doubles(simd, block)) {
+                            *out = cast(vector);
+                        }
                     }
                 }
             }
         },
     );
+}
+
+/// Of every four 16-bit numbers, the two in the middle change places.
+#[inline(always)]
+fn crossed(simd: V4, numbers: __m512i) -> __m512 {
+    const ORDER: [u8; 16] = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15];
+    cast(simd.avx512bw._mm512_shuffle_epi8(numbers, cast([ORDER; 4])))
+}
+
+/// Transposes 8 by 8 numbers of 64 bits.
+#[inline(always)]
+fn transposed_doubles(simd: V4, rows: [__m512; 8]) -> [__m512; 8] {
+    let f = simd.avx512f;
+    let mut columns = rows;
+    for odd in 0..2 {
+        // Of two rows each, every other column.
+        let twos: [__m512; 4] = std::array::from_fn(|i| {
+            let (upper, lower) = (cast(rows[2 * i]), cast(rows[2 * i + 1]));
+            cast(if odd == 0 {
+                f._mm512_unpacklo_pd(upper, lower)
+            } else {
+                f._mm512_unpackhi_pd(upper, lower)
+            })
+        });
+        let first = [
+            f._mm512_shuffle_f32x4::<0x88>(twos[0], twos[1]),
+            f._mm512_shuffle_f32x4::<0x88>(twos[2], twos[3]),
+        ];
+        let second = [
+            f._mm512_shuffle_f32x4::<0xdd>(twos[0], twos[1]),
+            f._mm512_shuffle_f32x4::<0xdd>(twos[2], twos[3]),
+        ];
+        columns[odd] = f._mm512_shuffle_f32x4::<0x88>(first[0], first[1]);
+        columns[2 + odd] = f._mm512_shuffle_f32x4::<0x88>(second[0], second[1]);
+        columns[4 + odd] = f._mm512_shuffle_f32x4::<0xdd>(first[0], first[1]);
+        columns[6 + odd] = f._mm512_shuffle_f32x4::<0xdd>(second[0], second[1]);
+    }
+    columns
 }
 
 /// Sixteen times two numbers side by side, the first in the lower half.

@@ -154,7 +154,7 @@ fn stacked_parts_and_views_are_one_weight() {
         for range in [0..110, 1..110, 41..42, 30..50, 43..43, 40..43] {
             let view = whole.outputs(range.clone());
             let exact = &exact[range.start * inputs..range.end * inputs];
-            for rows in [1, 5, 70, 150] {
+            for rows in [1, 5, 70, 135, 144, 150] {
                 check(&view, exact, rows, Precision::F32, 1e-6, "view");
                 check(&view, exact, rows, Precision::BF16, 1e-6, "view in bf16");
             }

@@ -12,7 +12,9 @@ use std::arch::x86_64::{__m256i, __m512i};
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::amx::{Ahead, Begin, Output, ROWS_A_STEP, SIDE, SQUARE, STEP, Session, Sums, TILE, Unit, WIDTH};
+use super::amx::{
+    Added, Ahead, Begin, Height, Output, SIDE, SQUARE, STEP, Session, Sums, TILE, Unit, WIDTH, rows_a_step,
+};
 use super::operand::{Block, Laid, Operand, StoredRows, strips};
 use super::pack::{Lines, Matrix, prefetch};
 use super::parts::{Parts, parts};
@@ -174,20 +176,14 @@ impl Kernel for Tiles<'_> {
         };
         for ((block, columns), next) in strips(blocks, columns, next, width) {
             let panel = panel_len(block.depth.len(), self.parts);
-            let from = from.of(blocks, block);
-            let start = self.starts[block.index];
+            let (from, start) = (from.of(blocks, block), self.starts[block.index]);
+            let mut soon = self.soon(next, block.depth.len().div_ceil(STEP));
             if let Some(weight) = self.laid_out(block, &columns) {
-                let next = next.and_then(|(block, columns)| self.laid_out(block, &columns));
-                let reach = block.depth.len().div_ceil(STEP) * ROWS_A_STEP * WIDTH / size_of::<u32>();
-                let mut soon = Soon::LaidOut(next.unwrap_or(&[]).chunks(reach));
                 self.add_strip(&session, (start, weight, panel), y, columns, from, &mut soon);
                 continue;
             }
-            let lines = next.map_or(Lines::none(), |(block, columns)| lines(self.parts, block, columns));
-            let rows = block.depth.len().div_ceil(STEP) * ROWS_A_STEP;
             scratch::with(&WEIGHT, columns.len().div_ceil(PANEL) * panel, |weight| {
                 pack_weight(self.simd, self.parts, block, columns.clone(), weight);
-                let mut soon = Soon::Stored { lines, rows };
                 self.add_strip(&session, (start, weight, panel), y, columns, from, &mut soon);
             });
         }
@@ -201,8 +197,8 @@ pub(super) fn panel_len(depth: usize, parts: Parts) -> usize {
 
 /// What is read next.
 enum Soon<'a> {
-    /// A panel that was laid out before: as much of it as one product can ask for.
-    LaidOut(std::slice::Chunks<'a, u32>),
+    /// Tiles that were laid out before: with every product as much as it can ask for, or less.
+    LaidOut(std::vec::IntoIter<&'a [u32]>),
     /// What will be packed: so many rows with every product.
     Stored { lines: Lines<'a>, rows: usize },
 }
@@ -211,7 +207,7 @@ impl Soon<'_> {
     /// What one product can ask for.
     fn ahead(&mut self) -> Ahead {
         match self {
-            Self::LaidOut(panel) => Ahead::none().and_read(panel.next().unwrap_or(&[])),
+            Self::LaidOut(tiles) => Ahead::none().and_read(tiles.next().unwrap_or(&[])),
             Self::Stored { lines, rows } => Ahead::none().and_read_rows(lines.take(*rows, WIDTH)),
         }
     }
@@ -256,23 +252,19 @@ impl<'a> Across<'a> {
         })
     }
 
+    /// The tiles of each row.
+    fn pieces(self) -> impl Iterator<Item = &'a [u32]> {
+        self.rows.map(move |row| &self.tiles[row * self.stride..][self.columns.clone()])
+    }
+
     /// Turns it into panels of a strip.
     fn pack(self, simd: V4, parts: Parts, panels: &mut [u32]) {
         let (square, panel) = (panel_len(STEP, parts), self.rows.len() * panel_len(STEP, parts));
-        for (step, row) in self.rows.enumerate() {
-            let row = &self.tiles[row * self.stride..][self.columns.clone()];
+        for (step, row) in self.pieces().enumerate() {
             for (square, panel) in row.chunks_exact(square).zip(panels.chunks_exact_mut(panel)) {
                 pairs::turned(simd, square, &mut panel[step * square.len()..][..square.len()]);
             }
         }
-    }
-}
-
-/// The memory that [`pack_weight`] will read.
-fn lines<'a>(parts: Parts, block: &Block<'a>, columns: Range<usize>) -> Lines<'a> {
-    match Across::of(parts, block, &columns) {
-        Some(Across { tiles, stride, rows, columns }) => Lines::new(tiles, stride, rows, columns),
-        None => block.lines(columns),
     }
 }
 
@@ -282,7 +274,14 @@ impl Tiles<'_> {
         let session = self.unit.configure();
         let weight = (0, packed, packed.len() / columns.div_ceil(PANEL));
         let y = &mut Output::new(y);
-        self.add_strip(&session, weight, y, 0..columns, From::OUTPUT, &mut Soon::LaidOut([].chunks(1)));
+        self.add_strip(
+            &session,
+            weight,
+            y,
+            0..columns,
+            From::OUTPUT,
+            &mut Soon::LaidOut(Vec::new().into_iter()),
+        );
     }
 
     /// The block's part of a panel that was laid out before.
@@ -291,6 +290,23 @@ impl Tiles<'_> {
         let step = panel_len(STEP, self.parts);
         let first = (block.panel(columns) * self.steps + self.starts[block.index]) * step;
         Some(&panels[first..first + panel_len(block.depth.len(), self.parts)])
+    }
+
+    /// What is read for a strip, to be asked for by products of so many steps.
+    fn soon<'b>(&self, strip: Option<(&'b Block<'b>, Range<usize>)>, steps: usize) -> Soon<'b> {
+        let rows = steps * rows_a_step(self.parts);
+        let Some((block, columns)) = strip else { return Soon::LaidOut(Vec::new().into_iter()) };
+        let pieces: Vec<&[u32]> = if let Some(tiles) = self.laid_out(block, &columns) {
+            vec![tiles]
+        } else if let Some(across) = Across::of(self.parts, block, &columns) {
+            across.pieces().collect()
+        } else {
+            return Soon::Stored { lines: block.lines(columns), rows };
+        };
+        let reach = rows * WIDTH / size_of::<u32>();
+        Soon::LaidOut(
+            pieces.into_iter().flat_map(|tiles| tiles.chunks(reach)).collect::<Vec<_>>().into_iter(),
+        )
     }
 
     /// All rows of x times a strip of the weight, whose panels have so many numbers and begin at one of x's steps.
@@ -312,22 +328,19 @@ impl Tiles<'_> {
                 let columns = column..columns.end.min(column + PANEL);
                 for (pair, x) in pairs.iter().enumerate() {
                     let row = (group * PAIRS + pair) * SQUARE;
+                    let rows = y.len();
+                    let height = Height::of(rows - row);
                     let factors = (&x[tiles.clone()], weight);
                     let ahead = soon.ahead().and_write(y, row, column);
-                    let target = if columns.len() == PANEL { y.target(row, column) } else { None };
-                    match (self.begin(from), target) {
+                    let target = if columns.len() == PANEL { y.target((row, height), column) } else { None };
+                    match (self.begin(from, (row, height), column), target) {
                         (Some(begin), Some(target)) => {
+                            ask_for(from, row + SQUARE..rows, &columns);
                             session.multiply(self.parts, factors, begin, target, &ahead);
                         }
                         _ => {
-                            // What the sums are added to comes closer meanwhile.
-                            for row in (row..).take(SQUARE).take_while(|row| *row < y.len()) {
-                                if let Addend::One(other) | Addend::Two(other, _) = from.addend(row, &columns)
-                                {
-                                    prefetch(other);
-                                }
-                            }
-                            session.multiply(self.parts, factors, Begin::Zero, sums.target(), &ahead);
+                            ask_for(from, row..rows, &columns);
+                            session.multiply(self.parts, factors, Begin::Zero, sums.target(height), &ahead);
                             add_sums(self.simd, &sums, y, row, columns.clone(), from);
                         }
                     }
@@ -336,13 +349,29 @@ impl Tiles<'_> {
         }
     }
 
-    /// What the unit's own sums may begin with, so that they become what is wanted.
-    fn begin(&self, from: From) -> Option<Begin> {
+    /// What the unit's own sums may begin with in some rows and columns, so that they become what is wanted.
+    fn begin<'a>(&self, from: From<'a>, (row, height): (usize, Height), column: usize) -> Option<Begin<'a>> {
+        let column = from.column + column;
         match (from.start, self.parts) {
             (Start::Zero, _) => Some(Begin::Zero),
             // In f32, long sums are made of shorter ones: fewer of their roundings are of large numbers.
-            (Start::Output, Parts::Rounded) => Some(Begin::There),
-            _ => None,
+            (_, Parts::One | Parts::Two | Parts::Three) => None,
+            (Start::Output, _) => Some(Begin::There),
+            (Start::Rows(rows), _) => {
+                let rows = rows.get(row * from.width + column..)?;
+                Some(Begin::With(Added::of(rows, from.width, height)?))
+            }
+            (Start::Bias(bias), _) => Some(Begin::With(Added::of(bias.get(column..)?, 0, height)?)),
+            (Start::RowsAndBias { .. }, _) => None,
+        }
+    }
+}
+
+/// Asks for what the sums of at most 32 rows are added to: it comes closer while others are computed.
+fn ask_for(from: From, rows: Range<usize>, columns: &Range<usize>) {
+    for row in rows.take(SQUARE) {
+        if let Addend::One(other) | Addend::Two(other, _) = from.addend(row, columns) {
+            prefetch(other);
         }
     }
 }

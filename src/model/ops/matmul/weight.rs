@@ -343,6 +343,11 @@ impl Weight {
         Self { parts, tiled: Some(Arc::new(tiled)), ..self }
     }
 
+    /// Whether the numbers lie as products of many rows take them, and need not be packed.
+    pub fn is_laid_out(&self) -> bool {
+        self.tiled.is_some()
+    }
+
     /// The numbers as the matrix unit takes them, if they were laid out so.
     pub(super) fn tiled(&self) -> Option<&Tiled> {
         self.tiled.as_deref()

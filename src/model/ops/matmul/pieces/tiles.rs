@@ -139,7 +139,7 @@ impl Held for Tiles<'_> {
                 match y.first_chunk_mut() {
                     Some(all) => multiply(&self.session, factors, Begin::Zero, Target::of(all)),
                     None => {
-                        multiply(&self.session, factors, Begin::Zero, sums.target());
+                        multiply(&self.session, factors, Begin::Zero, Target::of(&mut sums.0));
                         y.copy_from_slice(&sums.0[..y.len()]);
                     }
                 }
@@ -162,7 +162,7 @@ impl Held for Tiles<'_> {
                     Some(all) => multiply(&self.session, (x, pairs), Begin::There, Target::of(all)),
                     None => {
                         made.0[..sums.len()].copy_from_slice(sums);
-                        multiply(&self.session, (x, pairs), Begin::There, made.target());
+                        multiply(&self.session, (x, pairs), Begin::There, Target::of(&mut made.0));
                         sums.copy_from_slice(&made.0[..sums.len()]);
                     }
                 }
