@@ -169,7 +169,7 @@ fn upper(simd: V4, bits: __m512i) -> __m256i {
 impl Kernel for Tiles<'_> {
     fn add(&self, blocks: &[Block], next: Option<&Block>, y: &mut [&mut [f32]], columns: usize, from: From) {
         let session = self.unit.configure();
-        let y = &mut Output::new(y);
+        let (y, sums) = (&mut Output::new(y), &mut Sums::new());
         let width = |block: &Block| match block.laid {
             Laid::Tiled(_) => PANEL,
             Laid::Stored | Laid::Across(_) => PANELS * PANEL,
@@ -179,12 +179,12 @@ impl Kernel for Tiles<'_> {
             let (from, start) = (from.of(blocks, block), self.starts[block.index]);
             let mut soon = self.soon(next, block.depth.len().div_ceil(STEP));
             if let Some(weight) = self.laid_out(block, &columns) {
-                self.add_strip(&session, (start, weight, panel), y, columns, from, &mut soon);
+                self.add_strip(&session, (start, weight, panel), (y, sums), columns, from, &mut soon);
                 continue;
             }
             scratch::with(&WEIGHT, columns.len().div_ceil(PANEL) * panel, |weight| {
                 pack_weight(self.simd, self.parts, block, columns.clone(), weight);
-                self.add_strip(&session, (start, weight, panel), y, columns, from, &mut soon);
+                self.add_strip(&session, (start, weight, panel), (y, sums), columns, from, &mut soon);
             });
         }
     }
@@ -273,15 +273,9 @@ impl Tiles<'_> {
     pub fn add_packed(&self, packed: &[u32], y: &mut [&mut [f32]], columns: usize) {
         let session = self.unit.configure();
         let weight = (0, packed, packed.len() / columns.div_ceil(PANEL));
-        let y = &mut Output::new(y);
-        self.add_strip(
-            &session,
-            weight,
-            y,
-            0..columns,
-            From::OUTPUT,
-            &mut Soon::LaidOut(Vec::new().into_iter()),
-        );
+        let y = (&mut Output::new(y), &mut Sums::new());
+        let mut soon = Soon::LaidOut(Vec::new().into_iter());
+        self.add_strip(&session, weight, y, 0..columns, From::OUTPUT, &mut soon);
     }
 
     /// The block's part of a panel that was laid out before.
@@ -314,12 +308,11 @@ impl Tiles<'_> {
         &self,
         session: &Session,
         (start, weight, panel): (usize, &[u32], usize),
-        y: &mut Output,
+        (y, sums): (&mut Output, &mut Sums),
         columns: Range<usize>,
         from: From,
         soon: &mut Soon,
     ) {
-        let mut sums = Sums::new();
         let step = 2 * TILE * self.parts.of_x();
         let tiles = start * step..start * step + panel / (TILE * self.parts.of_weight()) * step;
         let pairs: Vec<&[u16]> = self.packed.chunks_exact(self.steps * step).collect();
@@ -341,7 +334,7 @@ impl Tiles<'_> {
                         _ => {
                             ask_for(from, row..rows, &columns);
                             session.multiply(self.parts, factors, Begin::Zero, sums.target(height), &ahead);
-                            add_sums(self.simd, &sums, y, row, columns.clone(), from);
+                            add_sums(self.simd, sums, y, row, columns.clone(), from);
                         }
                     }
                 }
