@@ -147,15 +147,16 @@ mod tests {
 
     #[test]
     fn halves_have_the_loss_and_gradient_of_the_whole() {
-        // The keys' and values' gradients that reach the prompt are rounded to 8 digits in each half, not in their sum.
-        for (precision, tolerance) in [(Precision::F32, 2e-6), (Precision::BF16, 1.0 / 256.0)] {
-            for family in ["bloom", "gpt2", "llama"] {
-                halves_are_the_whole(&decoder(family, precision), tolerance);
-            }
+        for family in ["bloom", "gpt2", "llama"] {
+            let exact = halves_are_the_whole(&decoder(family, Precision::F32), |_| 2e-6);
+            // Each half rounds its share of what reaches the prompt, and not the sum: that may change as much as rounding
+            // itself does.
+            halves_are_the_whole(&decoder(family, Precision::BF16), |rounded| differs(rounded, &exact));
         }
     }
 
-    fn halves_are_the_whole(model: &Decoder, tolerance: f32) {
+    /// The whole's gradient; the halves' may be off by what `tolerance` says of it.
+    fn halves_are_the_whole(model: &Decoder, tolerance: impl Fn(&[f32]) -> f32) -> Vec<f32> {
         let rows = rows(&[42, 30, 41, 7, 40, 33, 25]);
         let all: Vec<&Row> = rows.iter().collect();
         let prompt = model.prompt(&init::text(model, &[5, 6, 7, 8], 4).unwrap()).unwrap();
@@ -166,12 +167,13 @@ mod tests {
             |batches: &[Batch]| differentiate_all(model, &prompt, batches, 14, Keep::Everything).unwrap();
         let (once, twice) = (pass(&[whole]), pass(&halves));
         assert!((once.loss - twice.loss).abs() < 1e-6 * once.loss, "{} {}", once.loss, twice.loss);
-        let error = differs(&twice.prompt, &once.prompt);
-        assert!(error < tolerance, "gradient off by {error}");
+        let (error, tolerance) = (differs(&twice.prompt, &once.prompt), tolerance(&once.prompt));
+        assert!(error < tolerance, "gradient off by {error}, not {tolerance}");
         // What is chosen is one of the two.
         let chosen = differentiate(model, &prompt, &all, 42, 14, Keep::Everything).unwrap();
         let same = if model.is_laid_out() { &twice } else { &once };
         assert_eq!((chosen.tokens, &chosen.prompt[..]), (same.tokens, &same.prompt[..]));
+        once.prompt.to_vec()
     }
 
     #[test]

@@ -274,8 +274,7 @@ impl Tiles<'_> {
         let session = self.unit.configure();
         let weight = (0, packed, packed.len() / columns.div_ceil(PANEL));
         let y = (&mut Output::new(y), &mut Sums::new());
-        let mut soon = Soon::LaidOut(Vec::new().into_iter());
-        self.add_strip(&session, weight, y, 0..columns, From::OUTPUT, &mut soon);
+        self.add_strip(&session, weight, y, 0..columns, From::OUTPUT, &mut self.soon(None, 0));
     }
 
     /// The block's part of a panel that was laid out before.
@@ -321,18 +320,22 @@ impl Tiles<'_> {
                 let columns = column..columns.end.min(column + PANEL);
                 for (pair, x) in pairs.iter().enumerate() {
                     let row = (group * PAIRS + pair) * SQUARE;
-                    let rows = y.len();
-                    let height = Height::of(rows - row);
+                    let height = Height::of(y.len() - row);
                     let factors = (&x[tiles.clone()], weight);
                     let ahead = soon.ahead().and_write(y, row, column);
                     let target = if columns.len() == PANEL { y.target((row, height), column) } else { None };
                     match (self.begin(from, (row, height), column), target) {
                         (Some(begin), Some(target)) => {
-                            ask_for(from, row + SQUARE..rows, &columns);
                             session.multiply(self.parts, factors, begin, target, &ahead);
                         }
                         _ => {
-                            ask_for(from, row..rows, &columns);
+                            // What the sums are added to comes closer meanwhile.
+                            for row in (row..y.len()).take(SQUARE) {
+                                if let Addend::One(other) | Addend::Two(other, _) = from.addend(row, &columns)
+                                {
+                                    prefetch(other);
+                                }
+                            }
                             session.multiply(self.parts, factors, Begin::Zero, sums.target(height), &ahead);
                             add_sums(self.simd, sums, y, row, columns.clone(), from);
                         }
@@ -356,15 +359,6 @@ impl Tiles<'_> {
             }
             (Start::Bias(bias), _) => Some(Begin::With(Added::of(bias.get(column..)?, 0, height)?)),
             (Start::RowsAndBias { .. }, _) => None,
-        }
-    }
-}
-
-/// Asks for what the sums of at most 32 rows are added to: it comes closer while others are computed.
-fn ask_for(from: From, rows: Range<usize>, columns: &Range<usize>) {
-    for row in rows.take(SQUARE) {
-        if let Addend::One(other) | Addend::Two(other, _) = from.addend(row, columns) {
-            prefetch(other);
         }
     }
 }
