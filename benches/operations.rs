@@ -92,7 +92,8 @@ fn attention(c: &mut Criterion) {
         [("16 heads, ALiBi", HEADS, Some(alibi_slopes(HEADS))), ("16 heads on 4", 4, None)]
     {
         let keys = KeyValue::stacked(kv_heads, DIM);
-        let attention = Attention { heads: HEADS, keys, scale: 0.125, slopes, dropout: None };
+        let attention =
+            Attention { heads: HEADS, keys, scale: 0.125, slopes, dropout: None, precision: Precision::F32 };
         let (q, kv) = (matrix(&pool, tokens, HIDDEN), matrix(&pool, tokens, keys.width()));
         let (mut out, d_out) = (q.like(), matrix(&pool, tokens, HIDDEN));
         let (mut d_q, mut d_kv) = (q.like(), kv.like());

@@ -58,6 +58,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
                 scale: 1.0 / (dim as f32).sqrt(),
                 slopes: Some(alibi_slopes(heads)),
                 dropout: None,
+                precision,
             },
             output: linear(&format!("h.{i}.self_attention.dense"), hidden, hidden)?,
             mlp_norm: norm(&format!("h.{i}.post_attention_layernorm"))?,

@@ -64,6 +64,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
                 scale,
                 slopes: None,
                 dropout: None,
+                precision,
             },
             output: linear(&format!("h.{i}.attn.c_proj"), hidden, hidden)?,
             mlp_norm: norm(&format!("h.{i}.ln_2"))?,

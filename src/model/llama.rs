@@ -66,6 +66,7 @@ pub(super) fn load(weights: &Weights, precision: Precision) -> Result<Decoder, M
                 scale: 1.0 / (dim as f32).sqrt(),
                 slopes: None,
                 dropout: None,
+                precision,
             },
             output: stacked(&[attention("o", hidden)], heads * dim, attention_bias)?,
             mlp_norm: norm(&format!("layers.{i}.post_attention_layernorm"))?,

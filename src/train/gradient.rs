@@ -8,7 +8,9 @@ use rayon::prelude::*;
 
 use super::batch::{Batch, Row};
 use crate::model::decoder::Keep;
+use crate::model::layout::Slot;
 use crate::model::ops::cross_entropy::judge_with_gradient;
+use crate::model::ops::matmul::ROWS_AT_A_TIME;
 use crate::model::{Decoder, ModelError, Rows};
 
 /// What one pass gives.
@@ -50,29 +52,49 @@ pub fn differentiate(
     differentiate_all(model, prompt, &batches, labels, keep)
 }
 
-/// The rows in two halves of about as many tokens, each in the rows' order, if that pays.
+/// The rows in two halves that take about as long, each in the rows' order, if that pays.
 fn halves<'a>(rows: &[&'a Row], whole: &Batch) -> Option<[Vec<&'a Row>; 2]> {
     let (tokens, beginning) = (whole.tokens(), whole.layout.prefix());
     if tokens < 2 * LEAST || beginning * BEGINNINGS > tokens {
         return None;
     }
     // Rows without a label do not go through the model at all.
-    let labelled = (0..rows.len()).filter(|&row| rows[row].labels.iter().any(Option::is_some));
-    let mut longest_first: Vec<usize> = labelled.collect();
-    if longest_first.len() < 2 {
-        return None;
+    let labelled = rows.iter().filter(|row| row.labels.iter().any(Option::is_some));
+    let segments = whole.layout.segments().iter().filter(|segment| segment.slot != Slot::Prefix);
+    let lengths: Vec<usize> = segments.map(|segment| segment.tokens.len()).collect();
+    let is_first = first_half(&lengths, beginning)?;
+    let mut halves = [Vec::new(), Vec::new()];
+    for (row, is_first) in labelled.zip(is_first) {
+        halves[usize::from(!is_first)].push(*row);
     }
-    longest_first.sort_by_key(|&row| std::cmp::Reverse(rows[row].ids.len()));
-    let (mut halves, mut lengths) = ([Vec::new(), Vec::new()], [0, 0]);
-    for row in longest_first {
-        let shorter = usize::from(lengths[1] < lengths[0]);
-        lengths[shorter] += rows[row].ids.len();
-        halves[shorter].push(row);
+    Some(halves)
+}
+
+/// Which of the rows of so many tokens make up the shorter half, if there are two, where both begin with some tokens more:
+/// such that the longer one takes least of what products compute at a time, then both do, then they differ least.
+fn first_half(lengths: &[usize], beginning: usize) -> Option<Vec<bool>> {
+    let all: usize = lengths.iter().sum();
+    // For each sum that some rows have, the last of them: rows before it have the rest.
+    let mut last = vec![None; all / 2 + 1];
+    for (row, &length) in lengths.iter().enumerate() {
+        for sum in (length.max(1)..last.len()).rev() {
+            if last[sum].is_none() && (sum == length || last[sum - length].is_some()) {
+                last[sum] = Some(row);
+            }
+        }
     }
-    Some(halves.map(|mut half| {
-        half.sort_unstable();
-        half.into_iter().map(|row| rows[row]).collect()
-    }))
+    let cost = |&first: &usize| {
+        let [first, second] = [first, all - first].map(|own| (beginning + own).div_ceil(ROWS_AT_A_TIME));
+        (first.max(second), first + second)
+    };
+    // From the longest on, as the first of equals is taken.
+    let mut rest = (1..last.len()).rev().filter(|&sum| last[sum].is_some()).min_by_key(cost)?;
+    let mut is_first = vec![false; lengths.len()];
+    while let Some(row) = last[rest] {
+        is_first[row] = true;
+        rest -= lengths[row];
+    }
+    Some(is_first)
 }
 
 /// Differentiates the loss of all batches, of which there is one at least.
@@ -187,7 +209,9 @@ mod tests {
             Some(halves.map(|half| half.iter().map(|row| row.ids.len()).collect::<Vec<_>>()))
         };
         let found = halves(&[42, 30, 41, 7, 40, 33, 25], 4);
-        assert_eq!(found, Some([vec![42, 30, 7, 33], vec![41, 40, 25]]));
+        assert_eq!(found, Some([vec![42, 41, 25], vec![30, 7, 40, 33]]));
+        // Halves of 131 and 132 tokens would both take as long as 144, where one of 128 takes no longer than that.
+        assert_eq!(halves(&[61, 65, 68, 65], 4), Some([vec![61, 65], vec![68, 65]]));
         // One row can't be cut, few tokens are not worth it, and a long prompt would go through the model twice.
         assert_eq!(halves(&[250], 4), None);
         assert_eq!(halves(&[50, 50, 50], 4), None);

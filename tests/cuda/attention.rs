@@ -5,6 +5,7 @@ use std::ops::Range;
 use pipe::model::layout::{CachedRow, Layout, PackedRow, Queries, Slot, Trunk};
 use pipe::model::ops::attention::{Attention, KeyValue, alibi_slopes};
 use pipe::model::ops::dropout::{Dropout, Mask, Site};
+use pipe::model::ops::matmul::Precision;
 
 use crate::compare::{Errors, gradient, numbers, scaled, unwritten, wide};
 use crate::emulated::{
@@ -368,7 +369,14 @@ fn formula(
 }
 
 fn attention(heads: usize, keys: KeyValue, slopes: Option<Vec<f32>>) -> Attention {
-    Attention { heads, keys, scale: 0.9 / (keys.dim() as f32).sqrt(), slopes, dropout: None }
+    Attention {
+        heads,
+        keys,
+        scale: 0.9 / (keys.dim() as f32).sqrt(),
+        slopes,
+        dropout: None,
+        precision: Precision::F32,
+    }
 }
 
 #[test]

@@ -29,14 +29,20 @@ pub fn sum<const N: usize>(rows: [&[f32]; N], add: impl Fn(f32, [f32; N]) -> f32
         }
         start = end;
     }
-    let mut count = LANES;
-    while count > 1 {
-        count /= 2;
-        for i in 0..count {
-            totals[i] += totals[i + count];
-        }
+    let total = fold::<64, 32>(totals);
+    let total = fold::<8, 4>(fold::<16, 8>(fold::<32, 16>(total)));
+    let [total] = fold::<2, 1>(fold::<4, 2>(total));
+    (0..rest[0].len()).fold(total, |total, i| total + f64::from(add(0.0, rest.map(|rest| rest[i]))))
+}
+
+/// The sums of the numbers of the first half with those of the second.
+#[inline(always)]
+fn fold<const ALL: usize, const HALF: usize>(numbers: [f64; ALL]) -> [f64; HALF] {
+    let mut sums = [0.0; HALF];
+    for (i, sum) in sums.iter_mut().enumerate() {
+        *sum = numbers[i] + numbers[HALF + i];
     }
-    (0..rest[0].len()).fold(totals[0], |total, i| total + f64::from(add(0.0, rest.map(|rest| rest[i]))))
+    sums
 }
 
 /// The largest number, NaN if there is one, and negative infinity of no numbers.

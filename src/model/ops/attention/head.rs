@@ -1,19 +1,24 @@
 //! Attention of the query heads that share one key/value head, within one segment: a task for one thread.
 //!
-//! Knows which keys its queries see and works on a block of queries at a time, so that memory does not grow with
-//! the square of a segment's length; does not know of other segments, other heads or threads.
+//! Knows which keys its queries see, and so which parts of the products count; does not know of other segments, other
+//! heads or threads, nor how products are computed.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::padded::Padded;
-use super::product::{Part, ROWS, RowsMut, add_transposed_product, product};
-use super::softmax::{Row, softmax, softmax_backward};
+use super::softmax::Row;
 use crate::model::layout::Query;
 use crate::model::ops::dropout::Mask;
 
-/// About how many rows of scores (queries × query heads) are computed at a time.
-const BLOCK: usize = 8 * ROWS;
+/// What is computed of a product, and how many terms its sums have.
+pub struct Part {
+    /// Some rows of the result.
+    pub rows: Range<usize>,
+    /// The first columns; as many more may be computed as make up what a kernel computes at a time.
+    pub columns: usize,
+    /// What is summed up; around it everything is 0.
+    pub depth: Range<usize>,
+}
 
 /// One key/value head of one segment, and the query heads that it serves.
 pub struct Head<'a> {
@@ -84,23 +89,19 @@ pub struct KeyValueGradient<'a, 'b> {
     pub own: &'a mut [&'b mut [f32]],
 }
 
-/// Memory of a thread for one task after the other.
-#[derive(Default)]
-struct Scratch {
-    q: Padded,
-    keys: Padded,
-    values: Padded,
-    keys_transposed: Padded,
-    values_transposed: Padded,
-    p: Padded,
-    d_mixed: Padded,
-    d_p: Padded,
-    d_keys: Padded,
-    d_values: Padded,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+impl KeyValueGradient<'_, '_> {
+    /// Makes it what the first rows of these matrices are, with a key or a value in each; 0 where no query sees them.
+    pub fn fill(self, dim: usize, seen: usize, gradients: [&Padded; 2]) {
+        let own = self.own.iter_mut().map(|place| &mut **place);
+        let places = self.prefix.chunks_exact_mut(dim).chain(own);
+        for (i, place) in places.enumerate() {
+            if i / 2 < seen {
+                place.copy_from_slice(&gradients[i % 2].row(i / 2)[..dim]);
+            } else {
+                place.fill(0.0);
+            }
+        }
+    }
 }
 
 impl Head<'_> {
@@ -109,87 +110,16 @@ impl Head<'_> {
         self.queries.iter().map(|query| self.prefix() + query.sees as usize).sum()
     }
 
-    /// `out`: for each query its slice of the output, `[group · dim]`.
-    pub fn forward(&self, out: &mut [&mut [f32]]) {
-        SCRATCH.with_borrow_mut(|Scratch { q, keys_transposed, values, p, .. }| {
-            let [key_rows, value_rows] = [self.keys, self.values].map(|parts| self.seen_rows(parts));
-            keys_transposed.transpose(self.dim, &key_rows);
-            values.pack(value_rows.len(), self.dim, value_rows.into_iter());
-            let each = self.queries_a_block();
-            for (queries, out) in self.queries.chunks(each).zip(out.chunks_mut(each)) {
-                self.probabilities(queries, q, keys_transposed, p);
-                self.drop_some(queries, p);
-                product(&mut self.places(out), self.over_keys(queries), p, values);
-            }
-        });
-    }
-
-    /// `d_out`: the gradient of the output, `[queries, heads · dim]`; `d_q`: for each query its slice of the
-    /// gradient, `[group · dim]`. Everything is overwritten.
-    pub fn backward(&self, d_out: Heads, d_q: &mut [&mut [f32]], d_kv: KeyValueGradient) {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let seen = self.seen_by(self.queries);
-            let key_rows = self.seen_rows(self.keys);
-            scratch.keys.pack(seen, self.dim, key_rows.iter().copied());
-            scratch.keys_transposed.transpose(self.dim, &key_rows);
-            scratch.values_transposed.transpose(self.dim, &self.seen_rows(self.values));
-            scratch.d_keys.clear(seen, self.dim);
-            scratch.d_values.clear(seen, self.dim);
-            let each = self.queries_a_block();
-            for (queries, d_q) in self.queries.chunks(each).zip(d_q.chunks_mut(each)) {
-                self.backward_block(queries, d_out, d_q, scratch);
-            }
-            let own = d_kv.own.iter_mut().map(|place| &mut **place);
-            let places = d_kv.prefix.chunks_exact_mut(self.dim).chain(own);
-            for (i, place) in places.enumerate() {
-                let gradient = if i % 2 == 0 { &scratch.d_keys } else { &scratch.d_values };
-                if i / 2 < seen {
-                    place.copy_from_slice(&gradient.row(i / 2)[..self.dim]);
-                } else {
-                    place.fill(0.0);
-                }
-            }
-        });
-    }
-
-    /// Fills `d_q`, adds to `d_keys` and `d_values`.
-    fn backward_block(&self, queries: &[Query], d_out: Heads, d_q: &mut [&mut [f32]], scratch: &mut Scratch) {
-        let Scratch {
-            q, keys, keys_transposed, values_transposed, p, d_mixed, d_p, d_keys, d_values, ..
-        } = scratch;
-        let (rows, all) = (queries.len() * self.group, self.seen_by(queries));
-        self.probabilities(queries, q, keys_transposed, p);
-        d_mixed.pack(rows, self.dim, self.rows(queries, d_out));
-        d_p.reshape(rows, all);
-        product(d_p, self.of_keys(queries), d_mixed, values_transposed);
-        self.drop_some(queries, d_p);
-        softmax_backward(p, d_p, self.scale, self.softmax_rows(queries));
-        self.drop_some(queries, p);
-        product(&mut self.places(d_q), self.over_keys(queries), d_p, keys);
-        add_transposed_product(d_values, self.over_queries(queries), p, d_mixed);
-        add_transposed_product(d_keys, self.over_queries(queries), d_p, q);
-    }
-
-    /// Fills `q` and `p`: the softmax of these queries' scores, a row for each query head of each query.
-    fn probabilities(&self, queries: &[Query], q: &mut Padded, keys_transposed: &Padded, p: &mut Padded) {
-        let rows = queries.len() * self.group;
-        // Copied although they could be read where they are: a copy waits for many rows' memory at a time.
-        q.pack(rows, self.dim, self.rows(queries, self.q));
-        p.reshape(rows, self.seen_by(queries));
-        product(p, self.of_keys(queries), q, keys_transposed);
-        softmax(p, self.scale, self.softmax_rows(queries));
-    }
-
     /// Dropout of probabilities, or of their gradients.
-    fn drop_some(&self, queries: &[Query], p: &mut Padded) {
+    pub fn drop_some(&self, queries: &[Query], p: &mut Padded) {
         let Some(Dropped { mask, first, heads }) = self.dropped else { return };
-        for (i, row) in p.rows_mut().enumerate() {
+        for (i, row) in p.rows_mut().take(queries.len() * self.group).enumerate() {
             let query = queries[i / self.group].row as usize;
             mask.apply_row((query * heads + first + i % self.group) as u64, row);
         }
     }
 
-    fn softmax_rows(&self, queries: &[Query]) -> impl Iterator<Item = Row> {
+    pub fn softmax_rows(&self, queries: &[Query]) -> impl Iterator<Item = Row> {
         (0..queries.len() * self.group).map(|row| Row {
             seen: self.seen(queries, row),
             slope: self.slopes.map_or(0.0, |slopes| slopes[row % self.group]),
@@ -207,22 +137,23 @@ impl Head<'_> {
     }
 
     /// How many keys at least one of these queries sees.
-    fn seen_by(&self, queries: &[Query]) -> usize {
+    pub fn seen_by(&self, queries: &[Query]) -> usize {
         queries.last().map_or(0, |query| self.prefix() + query.sees as usize)
     }
 
-    fn queries_a_block(&self) -> usize {
-        (BLOCK / self.group).max(1)
+    /// How many queries have about so many rows of scores, at least one.
+    pub fn queries_of(&self, rows: usize) -> usize {
+        (rows / self.group).max(1)
     }
 
     /// The heads of each query in a matrix with a row for each query.
-    fn rows<'a>(&self, queries: &[Query], from: Heads<'a>) -> impl Iterator<Item = &'a [f32]> {
+    pub fn rows<'a>(&self, queries: &[Query], from: Heads<'a>) -> impl Iterator<Item = &'a [f32]> {
         let count = self.group * self.dim;
         queries.iter().map(move |query| from.row(query.row as usize, count))
     }
 
     /// The keys or the values, as far as a query sees them.
-    fn seen_rows<'a>(&self, parts: [Heads<'a>; 3]) -> Vec<&'a [f32]> {
+    pub fn seen_rows<'a>(&self, parts: [Heads<'a>; 3]) -> Vec<&'a [f32]> {
         let seen = self.seen_by(self.queries);
         let mut rows = Vec::with_capacity(seen);
         for part in parts {
@@ -231,55 +162,36 @@ impl Head<'_> {
         rows
     }
 
-    /// Of a product with a column for each key, what these queries see.
-    fn of_keys(&self, queries: &[Query]) -> impl Iterator<Item = Part> {
+    /// Of a product with a column for each key what these queries see, `height` rows at a time.
+    pub fn of_keys(&self, queries: &[Query], height: usize) -> impl Iterator<Item = Part> {
         let part = |rows: Range<usize>| {
             let columns = self.seen(queries, rows.end - 1);
             Part { rows, columns, depth: 0..self.dim }
         };
-        tiles(0..queries.len() * self.group).map(part)
+        pieces(queries.len() * self.group, height).map(part)
     }
 
-    /// Sums over the keys that these queries see.
-    fn over_keys(&self, queries: &[Query]) -> impl Iterator<Item = Part> {
+    /// Sums over the keys that these queries see, `height` rows at a time.
+    pub fn over_keys(&self, queries: &[Query], height: usize) -> impl Iterator<Item = Part> {
         let part = |rows: Range<usize>| {
             let depth = 0..self.seen(queries, rows.end - 1);
             Part { rows, columns: self.dim, depth }
         };
-        tiles(0..queries.len() * self.group).map(part)
+        pieces(queries.len() * self.group, height).map(part)
     }
 
-    /// For each key, sums over those of these queries that see it.
-    fn over_queries(&self, queries: &[Query]) -> impl Iterator<Item = Part> {
+    /// For each key, `height` at a time, sums over those of these queries that see it.
+    pub fn over_queries(&self, queries: &[Query], height: usize) -> impl Iterator<Item = Part> {
         let part = |keys: Range<usize>| {
             let first = queries.partition_point(|query| self.seen_by(&[*query]) <= keys.start);
             let depth = first * self.group..queries.len() * self.group;
             Part { rows: keys, columns: self.dim, depth }
         };
-        tiles(0..self.seen_by(queries)).map(part)
-    }
-
-    /// Each query's place as rows.
-    fn places<'a, 'b>(&self, places: &'a mut [&'b mut [f32]]) -> Places<'a, 'b> {
-        Places { places, group: self.group, dim: self.dim }
+        pieces(self.seen_by(queries), height).map(part)
     }
 }
 
-/// Places for `group` rows of `dim` numbers each.
-struct Places<'a, 'b> {
-    places: &'a mut [&'b mut [f32]],
-    group: usize,
-    dim: usize,
-}
-
-impl RowsMut for Places<'_, '_> {
-    #[inline(always)]
-    fn row_mut(&mut self, index: usize) -> &mut [f32] {
-        &mut self.places[index / self.group][index % self.group * self.dim..][..self.dim]
-    }
-}
-
-/// Consecutive parts of a range, each of as many rows as a product computes at a time.
-fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    rows.clone().step_by(ROWS).map(move |start| start..(start + ROWS).min(rows.end))
+/// So many rows, `height` at a time.
+fn pieces(rows: usize, height: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..rows).step_by(height).map(move |start| start..rows.min(start + height))
 }

@@ -5,11 +5,14 @@
 //! projections, and of positions only ALiBi's.
 
 mod head;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod on_unit;
 mod padded;
 mod product;
 mod softmax;
 #[cfg(test)]
 mod tests;
+mod vectors;
 
 use std::cell::Cell;
 use std::mem;
@@ -19,6 +22,9 @@ use rayon::prelude::*;
 
 use self::head::{Dropped, Head, Heads, KeyValueGradient};
 use super::dropout::Mask;
+use super::matmul::Precision;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::matmul::small::Small;
 use crate::model::cache::LayerCache;
 use crate::model::layout::{Layout, Queries, Query, Segment, Slot};
 
@@ -96,6 +102,8 @@ pub struct Attention {
     pub slopes: Option<Vec<f32>>,
     /// Which probabilities are dropped, if any.
     pub dropout: Option<Mask>,
+    /// How factors of products may be rounded; they are where the processor's matrix unit computes them, in long segments.
+    pub precision: Precision,
 }
 
 /// BLOOM's ALiBi slopes, for numbers of heads that are no power of two as well.
@@ -107,6 +115,11 @@ pub fn alibi_slopes(heads: usize) -> Vec<f32> {
     let rest = (0..heads - power).map(|i| extra.powi(2 * i as i32 + 1) as f32);
     first.chain(rest).collect()
 }
+
+/// Scores of a task from which on the matrix unit computes its products: of fewer, bringing the matrices into tiles takes
+/// about the time that it saves, and in f32 nothing is rounded.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+const MANY: usize = 16 * 1024;
 
 thread_local! {
     /// What the segments say about the prefix; taken out while it is used, as a thread that waits may begin another
@@ -205,7 +218,12 @@ impl Attention {
             Task { places: (split(&mut q_places, head.queries.len()), d_kv), head }
         });
         longest_first(tasks.collect(), |Task { head, places: (d_q, d_kv) }| {
-            head.backward(Heads { values: d_out, ..head.q }, d_q, d_kv);
+            let d_out = Heads { values: d_out, ..head.q };
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            if let Some(unit) = self.unit(&head) {
+                return on_unit::backward(&unit, &head, d_out, d_q, d_kv);
+            }
+            vectors::backward(&head, d_out, d_q, d_kv);
         });
 
         self.add_prefix_parts(&parts, d_prefix);
@@ -256,7 +274,20 @@ impl Attention {
         let tasks = self.tasks(q, layout, queries, kv_rows);
         let tasks =
             tasks.map(|(_, head)| Task { places: split(&mut places, head.queries.len()), head }).collect();
-        longest_first(tasks, |Task { head, places }| head.forward(places));
+        longest_first(tasks, |Task { head, places }| {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            if let Some(unit) = self.unit(&head) {
+                return on_unit::forward(&unit, &head, places);
+            }
+            vectors::forward(&head, places);
+        });
+    }
+
+    /// The matrix unit, if the products of a task are to be its.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    fn unit(&self, head: &Head) -> Option<Small> {
+        let scores = head.queries.len() * head.group * head.seen_by(head.queries);
+        if self.precision == Precision::BF16 && scores >= MANY { Small::ready() } else { None }
     }
 
     /// Every key/value head of every segment, in this order; `kv_rows` gives the rows of the prefix, a branch's trunk

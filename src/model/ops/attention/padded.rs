@@ -20,6 +20,11 @@ pub struct Padded {
 }
 
 impl Padded {
+    /// Numbers of a row with its padding.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
     /// A row with its padding.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.width..][..self.width]
@@ -40,6 +45,11 @@ impl Padded {
         self.values.chunks_exact_mut(self.width.max(1))
     }
 
+    /// All numbers, and how many are a row with its padding.
+    pub fn whole_mut(&mut self) -> (&mut [f32], usize) {
+        (&mut self.values, self.width)
+    }
+
     /// Becomes `[rows, columns]` of zeros.
     pub fn clear(&mut self, rows: usize, columns: usize) {
         self.reshape(rows, columns);
@@ -50,6 +60,11 @@ impl Padded {
     pub fn pack<'a>(&mut self, count: usize, columns: usize, pieces: impl Iterator<Item = &'a [f32]>) {
         self.reshape(count, columns);
         Arch::new().dispatch(Pack { into: self, columns, pieces });
+    }
+
+    /// The first columns of the first rows, to where some rows are one behind the other.
+    pub fn unpack<'a>(&self, columns: usize, places: impl Iterator<Item = &'a mut [f32]>) {
+        Arch::new().dispatch(Unpack { from: self, columns, places });
     }
 
     /// Becomes rows of so many columns as columns, with zeros as padding.
@@ -92,6 +107,26 @@ impl<'p, P: Iterator<Item = &'p [f32]>> WithSimd for Pack<'_, P> {
                 for zero in padding {
                     *zero = 0.0;
                 }
+            }
+        }
+    }
+}
+
+struct Unpack<'a, P> {
+    from: &'a Padded,
+    columns: usize,
+    places: P,
+}
+
+impl<'p, P: Iterator<Item = &'p mut [f32]>> WithSimd for Unpack<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let mut rows = self.from.rows();
+        for place in self.places {
+            for (place, row) in place.chunks_exact_mut(self.columns).zip(&mut rows) {
+                copy(&row[..place.len()], place);
             }
         }
     }

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::head::Part;
 use super::padded::Padded;
 
 /// How many rows of a result are computed at a time: ranges of so many rows cost least.
@@ -16,16 +17,6 @@ pub const ROWS: usize = 6;
 pub trait RowsMut {
     /// One of them.
     fn row_mut(&mut self, index: usize) -> &mut [f32];
-}
-
-/// What is computed of a product, and how many terms its sums have.
-pub struct Part {
-    /// Some rows of the result.
-    pub rows: Range<usize>,
-    /// The first columns, rounded up to whole vectors as far as the rows reach.
-    pub columns: usize,
-    /// The rows of the right factor that count.
-    pub depth: Range<usize>,
 }
 
 /// `out[i, j] = Σ_l left[i, l] · right[l, j]` in some parts of `out`.

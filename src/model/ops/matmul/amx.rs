@@ -3,16 +3,20 @@
 //! Knows its instructions, for which Rust has no intrinsics, and makes them safe to use. It does not know what the
 //! tiles are parts of. No other operation has unsafe code.
 
+use pulp::bytemuck::cast;
+use pulp::f32x16;
+use pulp::x86::V4;
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::arch::x86_64::{__cpuid, __cpuid_count, __m512, __m512i};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
+use super::ROWS_AT_A_TIME;
 use super::pack::Run;
 use super::parts::Parts;
 
 /// Rows of a tile, and its columns of f32.
-pub(super) const SIDE: usize = 16;
+pub(super) const SIDE: usize = ROWS_AT_A_TIME;
 
 /// Depth of a tile: how many products one instruction adds to each sum.
 pub(super) const STEP: usize = 32;
@@ -29,6 +33,14 @@ impl Unit {
     pub fn get() -> Option<Self> {
         static USABLE: OnceLock<bool> = OnceLock::new();
         USABLE.get_or_init(|| supported() && permitted()).then_some(Self(()))
+    }
+
+    /// Twice sixteen numbers rounded to bf16, to nearest even; what is below the normal numbers becomes 0, as which the unit
+    /// takes it.
+    #[inline(always)]
+    pub fn rounded(self, _: V4, first: f32x16, second: f32x16) -> [u16; STEP] {
+        // SAFETY: the processor has the instruction (`supported`), and the vectors that it works on (`V4`).
+        cast(unsafe { rounded(cast(first), cast(second)) })
     }
 
     /// Readies the unit for the calling thread.
@@ -53,10 +65,24 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// Whether the processor has tiles of bf16.
+/// Whether the processor has tiles of bf16, and vectors that are rounded to it.
 fn supported() -> bool {
-    let (bf16, tiles) = (1 << 22, 1 << 24);
-    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (bf16 | tiles) == bf16 | tiles
+    let (bf16, tiles, vectors) = (1 << 22, 1 << 24, 1 << 5);
+    let has_tiles = || __cpuid_count(7, 0).edx & (bf16 | tiles) == bf16 | tiles;
+    __cpuid(0).eax >= 7 && has_tiles() && __cpuid_count(7, 1).eax & vectors > 0
+}
+
+/// The instruction behind [`Unit::rounded`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn rounded(first: __m512, second: __m512) -> __m512i {
+    let both;
+    // SAFETY: the caller's processor has the instruction, which touches registers alone.
+    unsafe {
+        asm!("vcvtne2ps2bf16 {both}, {second}, {first}", both = lateout(zmm_reg) both, first = in(zmm_reg) first,
+            second = in(zmm_reg) second, options(pure, nomem, nostack, preserves_flags));
+    }
+    both
 }
 
 /// Asks Linux for permission to use the tiles' state, which it gives to all threads of the process.
@@ -161,6 +187,22 @@ impl<'a> Target<'a> {
         let stride = size_of::<[f32; SQUARE]>();
         Self { first: rows.as_mut_ptr().cast(), stride, height: Height::Two, rows: PhantomData }
     }
+
+    /// Rows of a matrix `[.., width]`, from a row and a column on.
+    ///
+    /// # Panics
+    /// They are not within it.
+    pub fn within(
+        matrix: &'a mut [f32],
+        width: usize,
+        (row, height): (usize, Height),
+        column: usize,
+    ) -> Self {
+        assert!(column + SQUARE <= width, "32 columns from {column} on of rows of {width}");
+        let rows = &mut matrix[row * width..(row + height.rows()) * width];
+        let stride = width * size_of::<f32>();
+        Self { first: rows[column..].as_mut_ptr(), stride, height, rows: PhantomData }
+    }
 }
 
 /// What the sums of a product begin with.
@@ -216,9 +258,8 @@ pub(super) struct Ahead {
     read: *const u8,
     /// From row to row, in bytes.
     read_stride: usize,
-    /// Two lines of each of two rows a step, for writing.
-    write: *const u8,
-    write_stride: usize,
+    /// Two lines of each of two rows a step, for writing: the first and how far rows are apart.
+    write: Option<(*const u8, usize)>,
 }
 
 impl Ahead {
@@ -226,7 +267,7 @@ impl Ahead {
     pub fn none() -> Self {
         // Asking for memory that does not exist would take longer than for what does.
         let line = NOTHING.as_ptr();
-        Self { read: line, read_stride: 0, write: line, write_stride: 0 }
+        Self { read: line, read_stride: 0, write: None }
     }
 
     /// And numbers that are read next: as many in a row as two steps ask for at most.
@@ -249,12 +290,8 @@ impl Ahead {
 
     /// And what is written after the product: rows from this one on, from one of their columns on.
     pub fn and_write(self, output: &Output, row: usize, column: usize) -> Self {
-        match (output.rows.get(row), output.stride) {
-            (Some(row), Some(write_stride)) => {
-                Self { write: row.as_ptr().wrapping_add(column).cast(), write_stride, ..self }
-            }
-            _ => self,
-        }
+        let row = output.rows.get(row).zip(output.stride);
+        Self { write: row.map(|(row, stride)| (row.as_ptr().wrapping_add(column).cast(), stride)), ..self }
     }
 }
 
@@ -428,7 +465,7 @@ macro_rules! sums {
 
 /// All steps of a product of which one step has so many bytes of x and of the weight.
 macro_rules! product {
-    ($height:ident, $x:ident, $weight:ident, $count:ident, $begin:ident, $target:ident, $ahead:ident;
+    ($height:ident, $x:ident, $weight:ident, $count:ident, $begin:ident, $target:ident, $ahead:ident, $write:ident;
         $x_step:literal, $w_step:literal; $step:expr) => {
         asm!(
             sums!(begin $height),
@@ -439,7 +476,7 @@ macro_rules! product {
             sums!(end $height),
             x = inout(reg) $x.as_ptr() => _, w = inout(reg) $weight.as_ptr() => _, steps = inout(reg) $count => _,
             read = inout(reg) $ahead.read => _, read_stride = in(reg) $ahead.read_stride,
-            write = inout(reg) $ahead.write => _, write_stride = in(reg) $ahead.write_stride,
+            write = inout(reg) $write.0 => _, write_stride = in(reg) $write.1,
             begin = inout(reg) $begin.0 => _, begin_stride = in(reg) $begin.1,
             end = inout(reg) $target.first => _, stride = in(reg) $target.stride, line = in(reg) LINE,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
@@ -475,27 +512,30 @@ impl Session {
                 (first, stride)
             }
         };
+        // Of the sums' own place where nothing else is written: of memory that all threads know they would take it from each
+        // other.
+        let write = ahead.write.unwrap_or((target.first.cast_const().cast(), 0));
         // SAFETY: the tiles are configured; every load is of a whole tile of one of `count` steps, which the slices hold
         // (checked above), or of sums within what they begin with; every store is within `target`. What is asked for
         // ahead need not exist.
         unsafe {
             match (parts, target.height) {
                 (Parts::Rounded, Height::Two) => {
-                    product!(Two, x, weight, count, begin, target, ahead; 2048, 2048; concat!(
+                    product!(Two, x, weight, count, begin, target, ahead, write; 2048, 2048; concat!(
                         weight!(0; bring!("x", 2048, 0), bring!("x", 2048, 1)),
                         rows!(0; bring!("x", 2048, 2), bring!("x", 2048, 3), bring!("w", 2048, 0), bring!("w", 2048, 1),
                             bring!("w", 2048, 2), concat!(bring!("w", 2048, 3), ask_to_read!(), ask_to_write!())),
                     ));
                 }
                 (Parts::Rounded, Height::One) => {
-                    product!(One, x, weight, count, begin, target, ahead; 2048, 2048; concat!(
+                    product!(One, x, weight, count, begin, target, ahead, write; 2048, 2048; concat!(
                         weight!(0; bring!("x", 2048, 0), bring!("x", 2048, 1)),
                         upper_rows!(0; bring!("w", 2048, 0), concat!(bring!("w", 2048, 1), bring!("w", 2048, 2)),
                             concat!(bring!("w", 2048, 3), ask_to_read!(), ask_to_write!())),
                     ));
                 }
                 (Parts::One, Height::Two) => {
-                    product!(Two, x, weight, count, begin, target, ahead; 6144, 2048; concat!(
+                    product!(Two, x, weight, count, begin, target, ahead, write; 6144, 2048; concat!(
                         weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
                         rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
                             bring!("x", 6144, 6), bring!("x", 6144, 7)),
@@ -506,7 +546,7 @@ impl Session {
                     ));
                 }
                 (Parts::One, Height::One) => {
-                    product!(One, x, weight, count, begin, target, ahead; 6144, 2048; concat!(
+                    product!(One, x, weight, count, begin, target, ahead, write; 6144, 2048; concat!(
                         weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
                         upper_rows!(2; bring!("x", 6144, 4), bring!("x", 6144, 5), bring!("x", 6144, 8)),
                         upper_rows!(1; bring!("x", 6144, 9), bring!("w", 2048, 0), bring!("w", 2048, 1)),
@@ -515,7 +555,7 @@ impl Session {
                     ));
                 }
                 (Parts::Two, Height::Two) => {
-                    product!(Two, x, weight, count, begin, target, ahead; 6144, 4096; concat!(
+                    product!(Two, x, weight, count, begin, target, ahead, write; 6144, 4096; concat!(
                         weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
                         rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
                             bring!("x", 6144, 6), bring!("x", 6144, 7)),
@@ -529,7 +569,7 @@ impl Session {
                     ));
                 }
                 (Parts::Two, Height::One) => {
-                    product!(One, x, weight, count, begin, target, ahead; 6144, 4096; concat!(
+                    product!(One, x, weight, count, begin, target, ahead, write; 6144, 4096; concat!(
                         weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
                         upper_rows!(2; bring!("x", 6144, 4), bring!("x", 6144, 5), bring!("x", 6144, 8)),
                         upper_rows!(0; bring!("x", 6144, 9), bring!("w", 4096, 0), bring!("w", 4096, 1)),
@@ -540,7 +580,7 @@ impl Session {
                     ));
                 }
                 (Parts::Three, Height::Two) => {
-                    product!(Two, x, weight, count, begin, target, ahead; 6144, 6144; concat!(
+                    product!(Two, x, weight, count, begin, target, ahead, write; 6144, 6144; concat!(
                         weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
                         rows!(2; bring!("x", 6144, 2), bring!("x", 6144, 3), bring!("x", 6144, 4), bring!("x", 6144, 5),
                             bring!("x", 6144, 6), bring!("x", 6144, 7)),
@@ -557,7 +597,7 @@ impl Session {
                     ));
                 }
                 (Parts::Three, Height::One) => {
-                    product!(One, x, weight, count, begin, target, ahead; 6144, 6144; concat!(
+                    product!(One, x, weight, count, begin, target, ahead, write; 6144, 6144; concat!(
                         weight!(0; bring!("x", 6144, 0), bring!("x", 6144, 1)),
                         upper_rows!(2; bring!("x", 6144, 4), bring!("x", 6144, 5), bring!("x", 6144, 8)),
                         upper_rows!(0; bring!("x", 6144, 9), bring!("w", 6144, 0), bring!("w", 6144, 1)),

@@ -19,6 +19,8 @@ mod parts;
 mod pieces;
 mod scratch;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod small;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tiles;
 mod weight;
 
@@ -118,6 +120,9 @@ pub fn backward(y: &mut [f32], x: Left, w: &Weight, start: Start, precision: Pre
 
 /// Rows up to which it does not pay to pack a weight that is stored along the sum.
 const FEW_ROWS: usize = 32;
+
+/// Rows that the matrix unit computes at a time: others take as long as the next multiple of them.
+pub const ROWS_AT_A_TIME: usize = 16;
 
 /// Columns that a kernel computes at a time.
 const PANEL: usize = 32;

@@ -112,8 +112,9 @@ impl<'a> Operand<'a> {
     pub fn tasks<'y>(&self, y: &'y mut [f32]) -> Vec<Task<'y>> {
         let threads = rayon::current_num_threads();
         let panels = self.columns.div_ceil(PANEL);
-        let count = match self.depth {
-            0..16384 => panels.div_ceil(8).max(4 * threads).next_multiple_of(threads),
+        let count = match (self.laid(), self.depth) {
+            (Laid::Tiled(_), 0..16384) => panels.div_ceil(16).max(2 * threads).next_multiple_of(threads),
+            (_, 0..16384) => panels.div_ceil(8).max(4 * threads).next_multiple_of(threads),
             _ => 2 * threads,
         };
         let segments: Vec<Range<usize>> = match self.sum {

@@ -181,3 +181,18 @@ pub(super) fn pair(simd: V4, first: [u16; SIDE], second: [u16; SIDE]) -> [u32; S
     let second = simd.avx512f._mm512_cvtepu16_epi32(cast(second));
     cast(simd.avx512f._mm512_or_si512(first, simd.avx512f._mm512_slli_epi32::<16>(second)))
 }
+
+/// Twice sixteen numbers, the first of the one beside the first of the other.
+#[inline(always)]
+pub(super) fn side_by_side(simd: V4, both: [u16; STEP]) -> [u32; SIDE] {
+    const ORDER: [u16; STEP] = {
+        let mut order = [0; STEP];
+        let mut i = 0;
+        while i < STEP {
+            order[i] = (i / 2 + i % 2 * SIDE) as u16;
+            i += 1;
+        }
+        order
+    };
+    cast(simd.avx512bw._mm512_permutexvar_epi16(cast(ORDER), cast(both)))
+}

@@ -73,7 +73,7 @@ impl Tiles<'_> {
             let out = packed.chunks_exact_mut(pair).enumerate().collect();
             each(threads, out, |(i, out): (usize, &mut [u16])| {
                 let rows = i * SQUARE..rows.min((i + 1) * SQUARE);
-                x.with_some(rows, depth, |x| pack_rows(simd, parts, x, depth, blocks, out));
+                x.with_some(rows, depth, |x| pack_rows((unit, simd), parts, x, depth, blocks, out));
             });
             f(&Tiles { unit, simd, parts, packed, starts, steps });
         });
@@ -101,7 +101,7 @@ impl Tiles<'_> {
                     matrix.transpose(depth.clone(), columns, rows, STEP);
                     let whole = 0..depth.len();
                     let out = &mut out[i * step..][..step];
-                    pack_rows(simd, parts, rows, STEP, std::slice::from_ref(&whole), out);
+                    pack_rows((unit, simd), parts, rows, STEP, std::slice::from_ref(&whole), out);
                 }
             }
             f(&Tiles { unit, simd, parts, packed, starts: vec![0], steps });
@@ -121,15 +121,22 @@ fn steps(blocks: &[Range<usize>]) -> (Vec<usize>, usize) {
 }
 
 /// Packs at most 32 rows into their tiles `[step, part, 2, 16, 32]`.
-fn pack_rows(simd: V4, parts: Parts, x: &[f32], depth: usize, blocks: &[Range<usize>], out: &mut [u16]) {
+fn pack_rows(
+    processor: (Unit, V4),
+    parts: Parts,
+    x: &[f32],
+    depth: usize,
+    blocks: &[Range<usize>],
+    out: &mut [u16],
+) {
     match parts.of_x() {
-        1 => pack_rows_as::<1>(simd, x, depth, blocks, out),
-        _ => pack_rows_as::<3>(simd, x, depth, blocks, out),
+        1 => pack_rows_as::<1>(processor, x, depth, blocks, out),
+        _ => pack_rows_as::<3>(processor, x, depth, blocks, out),
     }
 }
 
 fn pack_rows_as<const PARTS: usize>(
-    simd: V4,
+    (unit, simd): (Unit, V4),
     x: &[f32],
     depth: usize,
     blocks: &[Range<usize>],
@@ -148,16 +155,28 @@ fn pack_rows_as<const PARTS: usize>(
                 }
                 for (row, x) in x.chunks_exact(depth).enumerate() {
                     let (first, second) = x[step.clone()].split_at(step.len().min(SIDE));
-                    let first = parts::<PARTS>(simd, cast(vector(simd, first)));
-                    let second = parts::<PARTS>(simd, cast(vector(simd, second)));
-                    for part in 0..PARTS {
-                        lines[part * SQUARE + row] =
-                            cast([upper(simd, first[part]), upper(simd, second[part])]);
+                    let parts = cut::<PARTS>((unit, simd), vector(simd, first), vector(simd, second));
+                    for (part, line) in parts.into_iter().enumerate() {
+                        lines[part * SQUARE + row] = line;
                     }
                 }
             }
         },
     );
+}
+
+/// The parts of twice sixteen numbers, largest first.
+#[inline(always)]
+fn cut<const PARTS: usize>((unit, simd): (Unit, V4), first: f32x16, second: f32x16) -> [[u16; STEP]; PARTS] {
+    if PARTS == 1 {
+        return [unit.rounded(simd, first, second); PARTS];
+    }
+    let (first, second) = (parts::<PARTS>(simd, cast(first)), parts::<PARTS>(simd, cast(second)));
+    let mut cut = [[0; STEP]; PARTS];
+    for ((cut, first), second) in cut.iter_mut().zip(first).zip(second) {
+        *cut = cast([upper(simd, first), upper(simd, second)]);
+    }
+    cut
 }
 
 /// The upper halves of sixteen numbers' bits.
@@ -393,7 +412,7 @@ fn add_sums(simd: V4, sums: &Sums, y: &mut Output, row: usize, columns: Range<us
 
 /// At most sixteen numbers, filled up with zeros.
 #[inline(always)]
-fn vector(simd: V4, numbers: &[f32]) -> f32x16 {
+pub(super) fn vector(simd: V4, numbers: &[f32]) -> f32x16 {
     match numbers.first_chunk::<SIDE>() {
         Some(whole) => cast(*whole),
         None => simd.partial_load_f32s(numbers),
