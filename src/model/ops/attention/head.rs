@@ -119,6 +119,7 @@ impl Head<'_> {
         }
     }
 
+    /// What of each of these queries' rows of scores counts, and its slope.
     pub fn softmax_rows(&self, queries: &[Query]) -> impl Iterator<Item = Row> {
         (0..queries.len() * self.group).map(|row| Row {
             seen: self.seen(queries, row),

@@ -620,3 +620,30 @@ impl Drop for Session {
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    #[test]
+    fn numbers_are_rounded_to_the_nearest_bf16() {
+        let (Some(unit), pulp::Arch::V4(simd)) = (Unit::get(), pulp::Arch::new()) else { return };
+        let ties =
+            [0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0000, 0, 0x8000_0000];
+        let numbers: Vec<f32> = (0..64_000u32)
+            .map(|i| i.wrapping_mul(0x9e37_79b9))
+            .chain(ties.into_iter().cycle().take(STEP))
+            .map(f32::from_bits)
+            .map(|x| if x.is_nan() || x.is_subnormal() { 1.0 } else { x })
+            .collect();
+        for numbers in numbers.as_chunks::<STEP>().0 {
+            let [first, second]: [f32x16; 2] = cast(*numbers);
+            let ours = unit.rounded(simd, first, second);
+            assert_eq!(ours, numbers.map(|x| bf16::from_f32(x).to_bits()), "{numbers:?}");
+        }
+        let ours = unit.rounded(simd, cast([f32::NAN; SIDE]), cast([1e-40f32; SIDE]));
+        assert!(ours[..SIDE].iter().all(|bits| bf16::from_bits(*bits).is_nan()));
+        assert_eq!(ours[SIDE..], [0; SIDE]);
+    }
+}

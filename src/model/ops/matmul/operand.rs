@@ -113,6 +113,7 @@ impl<'a> Operand<'a> {
         let threads = rayon::current_num_threads();
         let panels = self.columns.div_ceil(PANEL);
         let count = match (self.laid(), self.depth) {
+            // These need no stored rows, and a task's list of rows costs more than smaller tasks balance.
             (Laid::Tiled(_), 0..16384) => panels.div_ceil(16).max(2 * threads).next_multiple_of(threads),
             (_, 0..16384) => panels.div_ceil(8).max(4 * threads).next_multiple_of(threads),
             _ => 2 * threads,
