@@ -84,26 +84,32 @@ fn elementwise(c: &mut Criterion) {
 
 fn attention(c: &mut Criterion) {
     let pool = Pool::default();
-    let lengths = [20, 26, 28, 29, 31, 35, 39, 44];
-    let rows = lengths.map(|tokens| PackedRow { tokens, pads_before: 0 });
-    let layout = Layout::packed(8, &rows);
-    let (queries, tokens) = (layout.all_queries(), layout.tokens());
-    for (name, kv_heads, slopes) in
-        [("16 heads, ALiBi", HEADS, Some(alibi_slopes(HEADS))), ("16 heads on 4", 4, None)]
-    {
+    let guide = Layout::packed(8, &[20, 26, 28, 29, 31, 35, 39, 44].map(row));
+    let long = Layout::packed(0, &[512, 512].map(row));
+    let alibi = Some(alibi_slopes(HEADS));
+    for (name, layout, kv_heads, slopes, precision) in [
+        ("16 heads, ALiBi", &guide, HEADS, alibi, Precision::F32),
+        ("16 heads on 4", &guide, 4, None, Precision::F32),
+        ("long rows, f32", &long, HEADS, None, Precision::F32),
+        ("long rows, bf16", &long, HEADS, None, Precision::BF16),
+    ] {
+        let (queries, tokens) = (layout.all_queries(), layout.tokens());
         let keys = KeyValue::stacked(kv_heads, DIM);
-        let attention =
-            Attention { heads: HEADS, keys, scale: 0.125, slopes, dropout: None, precision: Precision::F32 };
+        let attention = Attention { heads: HEADS, keys, scale: 0.125, slopes, dropout: None, precision };
         let (q, kv) = (matrix(&pool, tokens, HIDDEN), matrix(&pool, tokens, keys.width()));
         let (mut out, d_out) = (q.like(), matrix(&pool, tokens, HIDDEN));
         let (mut d_q, mut d_kv) = (q.like(), kv.like());
         c.bench_function(&format!("attention, {name}/forward"), |b| {
-            b.iter(|| attention.forward(&q, &kv, &layout, &queries, &mut out));
+            b.iter(|| attention.forward(&q, &kv, layout, &queries, &mut out));
         });
         c.bench_function(&format!("attention, {name}/backward"), |b| {
-            b.iter(|| attention.backward(&q, &kv, &layout, &queries, &d_out, &mut d_q, &mut d_kv));
+            b.iter(|| attention.backward(&q, &kv, layout, &queries, &d_out, &mut d_q, &mut d_kv));
         });
     }
+}
+
+fn row(tokens: usize) -> PackedRow {
+    PackedRow { tokens, pads_before: 0 }
 }
 
 fn cross_entropy(c: &mut Criterion) {

@@ -137,6 +137,8 @@ pub struct Processor {
     pub cores: usize,
     /// Whether products use vectors of 512 bits.
     pub avx512: bool,
+    /// Whether bf16 products use such vectors of bf16 numbers.
+    pub avx512_bf16: bool,
     /// Whether products use the matrix unit.
     pub amx: bool,
 }
@@ -176,6 +178,7 @@ impl Processor {
             name: name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).into(),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             avx512: units.vectors_of_512_bits,
+            avx512_bf16: units.vectors_of_bf16,
             amx: units.matrix_unit,
         }
     }

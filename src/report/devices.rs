@@ -11,6 +11,7 @@ pub fn text(seen: &Seen) -> String {
     let cores = if processor.cores == 1 { "1 core".into() } else { format!("{} cores", processor.cores) };
     let mut about = vec![processor.name.clone(), cores];
     about.extend(processor.avx512.then(|| "AVX-512".into()));
+    about.extend(processor.avx512_bf16.then(|| "AVX512-BF16".into()));
     about.extend(processor.amx.then(|| "AMX".into()));
     let mut rows = vec![vec!["cpu".into(), about.join(", ")]];
     match &seen.cards {
@@ -38,7 +39,7 @@ pub fn json(seen: &Seen) -> String {
     let processor = &seen.processor;
     let mut lines = vec![json!({
         "device": "cpu", "usable": true, "auto": auto == Device::Cpu, "name": processor.name,
-        "cores": processor.cores, "avx512": processor.avx512, "amx": processor.amx,
+        "cores": processor.cores, "avx512": processor.avx512, "avx512_bf16": processor.avx512_bf16, "amx": processor.amx,
     })];
     match &seen.cards {
         Ok(cards) => lines.extend(cards.iter().map(|card| {
@@ -68,7 +69,13 @@ mod tests {
     use crate::device::{NoCards, Processor};
 
     fn seen(cards: Result<Vec<Card>, NoCards>) -> Seen {
-        let processor = Processor { name: "Some Processor".into(), cores: 2, avx512: true, amx: false };
+        let processor = Processor {
+            name: "Some Processor".into(),
+            cores: 2,
+            avx512: true,
+            avx512_bf16: true,
+            amx: false,
+        };
         Seen { processor, cards }
     }
 
@@ -88,14 +95,14 @@ mod tests {
         let seen = seen(Err(NoCards::NotBuilt));
         assert_eq!(
             text(&seen),
-            "cpu   Some Processor, 2 cores, AVX-512\n\
+            "cpu   Some Processor, 2 cores, AVX-512, AVX512-BF16\n\
              cuda  none: this build of pipe has no CUDA: use `cpu`, or build with \
              `cargo build --release --features cuda`\n\
              auto  means cpu here\n"
         );
         assert_eq!(
             json(&seen),
-            "{\"amx\":false,\"auto\":true,\"avx512\":true,\"cores\":2,\"device\":\"cpu\",\
+            "{\"amx\":false,\"auto\":true,\"avx512\":true,\"avx512_bf16\":true,\"cores\":2,\"device\":\"cpu\",\
              \"name\":\"Some Processor\",\"usable\":true}\n\
              {\"auto\":false,\"device\":\"cuda\",\"usable\":false,\"why\":\"this build of pipe has no CUDA: use `cpu`, \
              or build with `cargo build --release --features cuda`\"}\n"
@@ -107,7 +114,7 @@ mod tests {
         let seen = seen(Ok(cards()));
         assert_eq!(
             text(&seen),
-            "cpu     Some Processor, 2 cores, AVX-512\n\
+            "cpu     Some Processor, 2 cores, AVX-512, AVX512-BF16\n\
              cuda:0  Old One, 80.0 GiB, 79.0 GiB of it free, compute capability 7.5; not used: Old One has compute \
              capability 7.5, 8.0 is needed\n\
              cuda:1  New One, 80.0 GiB, 79.0 GiB of it free, compute capability 9.0\n\

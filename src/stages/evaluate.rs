@@ -75,7 +75,7 @@ fn twenty() -> usize {
 
 impl Stage for Evaluate {
     const KIND: &'static str = "evaluate";
-    const VERSION: u32 = 7;
+    const VERSION: u32 = 8;
     const LANE: Lane = Lane::Device;
     const ABOUT: &'static str = "Scores a model or adapter: loss, perplexity, label accuracy and macro F1, the untuned model beside it.";
     const EXAMPLE: &'static str = "\

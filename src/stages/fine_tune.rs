@@ -71,7 +71,7 @@ const MODEL: &str = "model";
 
 impl Stage for FineTune {
     const KIND: &'static str = "fine_tune";
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const LANE: Lane = Lane::Device;
     const ABOUT: &'static str = "Trains every weight of a model, or a fresh one (transformers' Trainer).";
     const EXAMPLE: &'static str = "\

@@ -144,7 +144,7 @@ fn eight() -> usize {
 
 impl Stage for Generate {
     const KIND: &'static str = "generate";
-    const VERSION: u32 = 7;
+    const VERSION: u32 = 8;
     const LANE: Lane = Lane::Device;
     const ABOUT: &'static str =
         "Continues prompts with a model or adapter, by the likeliest token or by sampling.";

@@ -89,7 +89,7 @@ fn shuffle() -> Order {
 
 impl Stage for TrainSoftPrompt {
     const KIND: &'static str = "train_soft_prompt";
-    const VERSION: u32 = 7;
+    const VERSION: u32 = 8;
     const LANE: Lane = Lane::Device;
     const ABOUT: &'static str = "Trains virtual tokens before a frozen model (PEFT's prompt tuning).";
     const EXAMPLE: &'static str = "\

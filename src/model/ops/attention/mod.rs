@@ -102,7 +102,7 @@ pub struct Attention {
     pub slopes: Option<Vec<f32>>,
     /// Which probabilities are dropped, if any.
     pub dropout: Option<Mask>,
-    /// How factors of products may be rounded; they are where the processor's matrix unit computes them, in long segments.
+    /// How factors of products may be rounded; they are where the processor's bf16 unit computes them, in long segments.
     pub precision: Precision,
 }
 
@@ -116,7 +116,7 @@ pub fn alibi_slopes(heads: usize) -> Vec<f32> {
     first.chain(rest).collect()
 }
 
-/// Scores of a task from which on the matrix unit computes its products: of fewer, bringing the matrices into tiles takes
+/// Scores of a task from which on the bf16 unit computes its products: of fewer, bringing the matrices into tiles takes
 /// about the time that it saves, and in f32 nothing is rounded.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 const MANY: usize = 16 * 1024;
@@ -283,7 +283,7 @@ impl Attention {
         });
     }
 
-    /// The matrix unit, if the products of a task are to be its.
+    /// The bf16 unit, if the products of a task are to be its.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     fn unit(&self, head: &Head) -> Option<Small> {
         let scores = head.queries.len() * head.group * head.seen_by(head.queries);

@@ -1,4 +1,4 @@
-//! One key/value head's attention by the matrix unit, its products' factors rounded to bf16 and all else in f32.
+//! One key/value head's attention by the bf16 unit, its products' factors rounded to bf16 and all else in f32.
 //!
 //! Works on a block of queries at a time, so that memory does not grow with the square of a segment's length. Does not know
 //! which keys a query sees, nor the unit's tiles.

@@ -7,15 +7,14 @@ use super::weight::{Part, Weight};
 use super::{Precision, units};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::{
-    amx,
     operand::{Operand, Sum},
-    tiles,
+    tiles, unit,
     weight::Tiled,
 };
 
 impl Weight {
     /// The same weight as products of this precision take it: in one piece where it was scattered, rounded once, and for
-    /// bf16 on the matrix unit in tiles for both directions.
+    /// bf16 in tiles for both directions where the processor has instructions for them.
     pub fn prepared(self, precision: Precision) -> Self {
         match precision {
             Precision::F32 if self.is_scattered() => self.gathered(),
@@ -42,11 +41,12 @@ impl Weight {
     }
 }
 
-/// In tiles for the matrix unit, where there is one and it takes the weight. Numbers that are not rounded are laid out for
+/// In tiles, where the processor has instructions that are fast at them and take the weight. Numbers that are not rounded are laid out for
 /// one direction only, and turned around in the other.
 fn tiled(weight: Weight, parts: Parts) -> Weight {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if let (Some(_), pulp::Arch::V4(simd)) = (amx::Unit::get(), pulp::Arch::new())
+    if let (Some(unit), pulp::Arch::V4(simd)) = (unit::Unit::get(), pulp::Arch::new())
+        && unit.is_for(parts)
         && weight.only_part().is_some()
         && weight.inputs_len() * weight.outputs_len() > 0
     {

@@ -3,8 +3,6 @@
 //! Knows which kernel takes which product, and what its sums begin with. Threads share tasks of columns and never a sum, so
 //! that its order depends on the shapes alone. It does not know how a block is computed: that is for the kernels.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod amx;
 mod dot;
 mod f32;
 mod gradient;
@@ -22,6 +20,8 @@ mod scratch;
 pub mod small;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tiles;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod unit;
 mod weight;
 
 use rayon::prelude::*;
@@ -50,6 +50,8 @@ pub enum Precision {
 pub struct Units {
     /// Vectors of 512 bits: AVX-512.
     pub vectors_of_512_bits: bool,
+    /// Such vectors of pairs of bf16 numbers, for bf16: AVX512-BF16.
+    pub vectors_of_bf16: bool,
     /// The matrix unit, for bf16 and for f32 as sums of bf16 numbers: AMX.
     pub matrix_unit: bool,
 }
@@ -59,10 +61,11 @@ pub fn units() -> Units {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     return Units {
         vectors_of_512_bits: matches!(pulp::Arch::new(), pulp::Arch::V4(_)),
-        matrix_unit: amx::Unit::get().is_some(),
+        vectors_of_bf16: unit::Unit::get().is_some(),
+        matrix_unit: unit::Unit::get().is_some_and(unit::Unit::is_matrix),
     };
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    Units { vectors_of_512_bits: false, matrix_unit: false }
+    Units { vectors_of_512_bits: false, vectors_of_bf16: false, matrix_unit: false }
 }
 
 /// Who computes a product. The result has the same bits either way.
@@ -121,7 +124,7 @@ pub fn backward(y: &mut [f32], x: Left, w: &Weight, start: Start, precision: Pre
 /// Rows up to which it does not pay to pack a weight that is stored along the sum.
 const FEW_ROWS: usize = 32;
 
-/// Rows that the matrix unit computes at a time: others take as long as the next multiple of them.
+/// Rows that the bf16 unit computes at a time: others take as long as the next multiple of them.
 pub const ROWS_AT_A_TIME: usize = 16;
 
 /// Columns that a kernel computes at a time.
@@ -203,7 +206,7 @@ struct Product<'a, 'y> {
 enum Form {
     Dots,
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    Tiles((amx::Unit, pulp::x86::V4), Parts),
+    Tiles((unit::Unit, pulp::x86::V4), Parts),
     Vectors,
 }
 
@@ -283,8 +286,9 @@ impl Product<'_, '_> {
             return Form::Dots;
         }
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if let (Some(unit), pulp::Arch::V4(simd)) = (amx::Unit::get(), pulp::Arch::new())
+        if let (Some(unit), pulp::Arch::V4(simd)) = (unit::Unit::get(), pulp::Arch::new())
             && let Some(parts) = operand.parts(rows, precision)
+            && unit.is_for(parts)
         {
             return Form::Tiles((unit, simd), parts);
         }

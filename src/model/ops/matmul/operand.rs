@@ -11,7 +11,7 @@ use super::pack::{self, Lines, Matrix};
 use super::weight::{Numbers, Orientation, Part, Tiled, Weight};
 use super::{FEW_ROWS, PANEL, Parts, Precision};
 
-/// Rows up to which it does not pay to cut an f32 weight into parts for the matrix unit.
+/// Rows up to which it does not pay to cut an f32 weight into parts for the bf16 unit.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 const ROWS_WITHOUT_PARTS: usize = 128;
 
@@ -92,7 +92,7 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// What the matrix unit makes of the factors of a product of so many rows, if it should.
+    /// What the bf16 unit makes of the factors of a product of so many rows, if it should.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     pub fn parts(&self, rows: usize, precision: Precision) -> Option<Parts> {
         if let Some(tiled) = self.weight.tiled() {

@@ -11,7 +11,7 @@ use super::f32::{Panel, Panels, Vectors, panel_rows};
 use super::operand::cut_evenly;
 use super::pack::{LANES, Lines, Matrix};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::{FEW_ROWS, amx, parts::Parts, tiles};
+use super::{FEW_ROWS, parts::Parts, tiles, unit};
 use super::{From, PANEL, Precision, scratch};
 use crate::model::lined::Lined;
 
@@ -45,7 +45,8 @@ pub(super) fn add_product(y: &mut [&mut [f32]], left: &Columns, right: &Columns)
         return;
     }
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if let (Some(unit), pulp::Arch::V4(simd)) = (amx::Unit::get(), pulp::Arch::new())
+    if let (Some(unit), pulp::Arch::V4(simd)) = (unit::Unit::get(), pulp::Arch::new())
+        && unit.is_for(Parts::Three)
         && tokens > FEW_ROWS
     {
         return add_tiles((unit, simd), y, tokens, left, right);
@@ -60,7 +61,7 @@ fn groups_of_a_task(all: usize, most: usize) -> usize {
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn add_tiles(
-    (unit, simd): (amx::Unit, pulp::x86::V4),
+    (unit, simd): (unit::Unit, pulp::x86::V4),
     y: &mut [&mut [f32]],
     tokens: usize,
     left: &Columns,
@@ -70,7 +71,7 @@ fn add_tiles(
     let blocks: Vec<Range<usize>> = cut_evenly(0..tokens, tiles::deepest(parts)).collect();
     let panels = right.range.len().div_ceil(PANEL);
     let len = |depth: &Range<usize>| panels * tiles::panel_len(depth.len(), parts);
-    let rows = groups_of_a_task(y.len().div_ceil(amx::SQUARE), LEFT_PAIRS) * amx::SQUARE;
+    let rows = groups_of_a_task(y.len().div_ceil(unit::SQUARE), LEFT_PAIRS) * unit::SQUARE;
     scratch::with(&RIGHT_TILES, blocks.iter().map(len).sum(), |packed| {
         let mut rest = &mut *packed;
         let mut packed = Vec::with_capacity(blocks.len());

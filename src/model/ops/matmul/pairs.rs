@@ -1,4 +1,4 @@
-//! Packing of bf16 matrices for the matrix unit: pairs of numbers that follow each other in the depth, as tiles
+//! Packing of bf16 matrices for the bf16 unit: pairs of numbers that follow each other in the depth, as tiles
 //! `[panel, step, 2, 16 pairs, 16 columns]`.
 //!
 //! Knows the two ways in which a matrix can be stored. It does not know what is multiplied with it.
@@ -9,8 +9,8 @@ use std::arch::x86_64::{__m512, __m512i};
 use std::ops::Range;
 
 use super::PANEL;
-use super::amx::{SIDE, STEP, TILE};
 use super::pack::transposed;
+use super::unit::{SIDE, STEP, TILE};
 
 /// Packs a block of a matrix whose rows are `stride` numbers long and count the depth.
 pub(super) fn of_rows(

@@ -1,4 +1,4 @@
-//! Products of small matrices by the matrix unit, of numbers rounded to bf16: one thread, everything in cache.
+//! Products of small matrices by the bf16 unit, of numbers rounded to bf16: one thread, everything in cache.
 //!
 //! Knows how rows of numbers become the tiles of a factor. It does not know what the matrices are, nor which of a product's
 //! sums are wanted.
@@ -9,11 +9,11 @@ use pulp::bytemuck::{cast, cast_slice};
 use pulp::x86::V4;
 
 use super::PANEL;
-use super::amx::{Ahead, Begin, Height, SIDE, SQUARE, STEP, Session, Target, Unit};
 use super::pack::transposed;
 use super::pairs::side_by_side;
 use super::parts::Parts;
 use super::tiles::vector;
+use super::unit::{Ahead, Begin, Height, SIDE, SQUARE, STEP, Session, Target, Unit};
 use crate::model::lined::Lined;
 
 /// Rows, columns and depth that are computed at a time: a product in multiples of these costs least.
@@ -40,7 +40,7 @@ pub struct Part {
     pub depth: Range<usize>,
 }
 
-/// The matrix unit, ready for the calling thread's small products.
+/// The bf16 unit, ready for the calling thread's small products.
 pub struct Small {
     unit: Unit,
     simd: V4,

@@ -1,4 +1,4 @@
-//! Products by the matrix unit, of bf16 numbers or of f32 numbers that are sums of them.
+//! Products by the bf16 unit, of bf16 numbers or of f32 numbers that are sums of them.
 //!
 //! Knows the layout of tiles and how operands are brought into it. It does not know the unit's instructions, nor
 //! which thread computes what.
@@ -12,12 +12,12 @@ use std::arch::x86_64::{__m256i, __m512i};
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::amx::{
-    Added, Ahead, Begin, Height, Output, SIDE, SQUARE, STEP, Session, Sums, TILE, Unit, WIDTH, rows_a_step,
-};
 use super::operand::{Block, Laid, Operand, StoredRows, strips};
 use super::pack::{Lines, Matrix, prefetch};
 use super::parts::{Parts, parts};
+use super::unit::{
+    Added, Ahead, Begin, Height, Output, SIDE, SQUARE, STEP, Session, Sums, TILE, Unit, WIDTH, rows_a_step,
+};
 use super::{Addend, From, Kernel, Left, Numbers, PANEL, Start, Threads, each, pairs, scratch};
 use crate::model::lined::Lined;
 

@@ -141,7 +141,7 @@ impl From<Vec<bf16>> for Numbers {
     }
 }
 
-/// A weight as the matrix unit takes it: pairs of bf16 numbers `[panel, step, part, 2, 16 pairs, 16 columns]`, all panels
+/// A weight as the bf16 unit takes it: pairs of bf16 numbers `[panel, step, part, 2, 16 pairs, 16 columns]`, all panels
 /// of 32 columns with the whole depth.
 pub(super) struct Tiled {
     /// What the numbers were made into.
@@ -182,7 +182,7 @@ pub struct Weight {
     inputs: usize,
     outputs: usize,
     parts: Vec<Part>,
-    /// The numbers as the matrix unit takes them, instead of as they were stored.
+    /// The numbers as the bf16 unit takes them, instead of as they were stored.
     tiled: Option<Arc<Tiled>>,
 }
 
@@ -336,7 +336,7 @@ impl Weight {
         }
     }
 
-    /// The same weight as the matrix unit takes it; the numbers as they were stored are let go.
+    /// The same weight as the bf16 unit takes it; the numbers as they were stored are let go.
     pub(super) fn with_tiled(self, tiled: Tiled) -> Self {
         let gone = Numbers::F32(Vec::new().into());
         let parts = self.parts.into_iter().map(|part| Part { numbers: gone.clone(), ..part }).collect();
@@ -348,7 +348,7 @@ impl Weight {
         self.tiled.is_some()
     }
 
-    /// The numbers as the matrix unit takes them, if they were laid out so.
+    /// The numbers as the bf16 unit takes them, if they were laid out so.
     pub(super) fn tiled(&self) -> Option<&Tiled> {
         self.tiled.as_deref()
     }

@@ -1,4 +1,4 @@
-//! Both products of a piece of bf16 numbers by the matrix unit.
+//! Both products of a piece of bf16 numbers by the bf16 unit.
 //!
 //! In the first one the piece is the left factor, whose tiles are rows as they were stored; in the second it is the
 //! right factor, for which the numbers of two outputs are put side by side.
@@ -8,12 +8,12 @@ use pulp::bytemuck::cast;
 use pulp::x86::V4;
 use std::cell::Cell;
 
-use super::super::amx::{Ahead, Begin, SIDE, SQUARE, STEP, Session, Sums, TILE, Target, Unit};
 use super::super::operand::Block;
 use super::super::pack::{Lines, Matrix, transposed};
 use super::super::pairs::pair;
 use super::super::parts::Parts;
 use super::super::tiles::pair_up;
+use super::super::unit::{Ahead, Begin, SIDE, SQUARE, STEP, Session, Sums, TILE, Target, Unit};
 use super::super::weight::Orientation;
 use super::super::{Numbers, PANEL, Precision, Weight, scratch};
 use super::{Held, Lanes, Shape};
@@ -34,7 +34,7 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Packs x `[rows, inputs]`, if there is a matrix unit that takes the weight as it is stored.
+    /// Packs x `[rows, inputs]`, if there is a bf16 unit that takes the weight as it is stored.
     pub fn new(x: &[f32], shape: Shape, weight: &Weight, precision: Precision) -> Option<Self> {
         let (Precision::BF16, Some(unit), pulp::Arch::V4(simd)) = (precision, Unit::get(), pulp::Arch::new())
         else {

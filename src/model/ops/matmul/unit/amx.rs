@@ -3,50 +3,31 @@
 //! Knows its instructions, for which Rust has no intrinsics, and makes them safe to use. It does not know what the
 //! tiles are parts of. No other operation has unsafe code.
 
-use pulp::bytemuck::cast;
-use pulp::f32x16;
-use pulp::x86::V4;
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count, __m512, __m512i};
+use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use super::ROWS_AT_A_TIME;
-use super::pack::Run;
-use super::parts::Parts;
-
-/// Rows of a tile, and its columns of f32.
-pub(super) const SIDE: usize = ROWS_AT_A_TIME;
-
-/// Depth of a tile: how many products one instruction adds to each sum.
-pub(super) const STEP: usize = 32;
-
-/// bf16 numbers of a tile; of a left factor `[16 rows, 32 deep]`.
-pub(super) const TILE: usize = SIDE * STEP;
+use super::Product;
+use super::ahead::{Ahead, LINE};
+use super::target::Height;
+use crate::model::ops::matmul::parts::Parts;
 
 /// Proof that this process may use the unit.
 #[derive(Clone, Copy)]
-pub(super) struct Unit(());
+pub struct Matrix(());
 
-impl Unit {
+impl Matrix {
     /// The unit, where processor and system have it.
     pub fn get() -> Option<Self> {
         static USABLE: OnceLock<bool> = OnceLock::new();
         USABLE.get_or_init(|| supported() && permitted()).then_some(Self(()))
     }
 
-    /// Twice sixteen numbers rounded to bf16, to nearest even; what is below the normal numbers becomes 0, as which the unit
-    /// takes it.
-    #[inline(always)]
-    pub fn rounded(self, _: V4, first: f32x16, second: f32x16) -> [u16; STEP] {
-        // SAFETY: the processor has the instruction (`supported`), and the vectors that it works on (`V4`).
-        cast(unsafe { rounded(cast(first), cast(second)) })
-    }
-
     /// Readies the unit for the calling thread.
     pub fn configure(self) -> Session {
         let config = Config { palette: 1, start: 0, reserved: [0; 14], row_bytes: ROW_BYTES, rows: ROWS };
-        // SAFETY: the unit exists and is permitted (`Unit::get`), and the configuration is a valid one of palette 1.
+        // SAFETY: the unit exists and is permitted (`get`), and the configuration is a valid one of palette 1.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
         Session(PhantomData)
     }
@@ -65,24 +46,10 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// Whether the processor has tiles of bf16, and vectors that are rounded to it.
+/// Whether the processor has tiles of bf16.
 fn supported() -> bool {
-    let (bf16, tiles, vectors) = (1 << 22, 1 << 24, 1 << 5);
-    let has_tiles = || __cpuid_count(7, 0).edx & (bf16 | tiles) == bf16 | tiles;
-    __cpuid(0).eax >= 7 && has_tiles() && __cpuid_count(7, 1).eax & vectors > 0
-}
-
-/// The instruction behind [`Unit::rounded`].
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn rounded(first: __m512, second: __m512) -> __m512i {
-    let both;
-    // SAFETY: the caller's processor has the instruction, which touches registers alone.
-    unsafe {
-        asm!("vcvtne2ps2bf16 {both}, {second}, {first}", both = lateout(zmm_reg) both, first = in(zmm_reg) first,
-            second = in(zmm_reg) second, options(pure, nomem, nostack, preserves_flags));
-    }
-    both
+    let needed = 1 << 22 | 1 << 24;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & needed == needed
 }
 
 /// Asks Linux for permission to use the tiles' state, which it gives to all threads of the process.
@@ -100,216 +67,7 @@ fn permitted() -> bool {
 }
 
 /// The unit while it is configured for the thread that holds this.
-pub(super) struct Session(PhantomData<*const ()>);
-
-/// Rows and columns of sums that a product computes: two tiles of each.
-pub(super) const SQUARE: usize = 2 * SIDE;
-
-/// Rows of a matrix that products can be written to.
-pub(super) struct Output<'a, 'y> {
-    rows: &'a mut [&'y mut [f32]],
-    /// From row to row, in bytes, where all are equally far apart.
-    stride: Option<usize>,
-    /// Of the shortest row.
-    len: usize,
-}
-
-impl<'a, 'y> Output<'a, 'y> {
-    /// Rows of any lengths anywhere.
-    pub fn new(rows: &'a mut [&'y mut [f32]]) -> Self {
-        let mut places = rows.iter_mut().map(|row| row.as_mut_ptr().expose_provenance());
-        let stride = places.next().zip(places.next()).map(|(first, second)| {
-            let stride = second.wrapping_sub(first);
-            let mut last = second;
-            let even = places.all(|place| place.wrapping_sub(std::mem::replace(&mut last, place)) == stride);
-            even.then_some(stride)
-        });
-        let len = rows.iter().map(|row| row.len()).min().unwrap_or(0);
-        Self { rows, stride: stride.flatten(), len }
-    }
-
-    /// How many rows there are.
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Some of the rows, at most 32.
-    pub fn square(&mut self, first: usize) -> impl Iterator<Item = &mut [f32]> {
-        self.rows.iter_mut().skip(first).take(SQUARE).map(|row| &mut **row)
-    }
-
-    /// 32 columns of so many rows, if there are so many, equally far apart.
-    pub fn target(&mut self, (row, height): (usize, Height), column: usize) -> Option<Target<'_>> {
-        if row + height.rows() > self.rows.len() || column + SQUARE > self.len {
-            return None;
-        }
-        let first = self.rows[row][column..].as_mut_ptr().addr();
-        let first = std::ptr::with_exposed_provenance_mut(first);
-        Some(Target { first, stride: self.stride?, height, rows: PhantomData })
-    }
-}
-
-/// How many rows of sums a product computes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Height {
-    /// 16: one tile of x.
-    One,
-    /// 32: two.
-    Two,
-}
-
-impl Height {
-    /// Of what is needed for so many rows, at most 32.
-    pub fn of(rows: usize) -> Self {
-        if rows <= SIDE { Self::One } else { Self::Two }
-    }
-
-    fn rows(self) -> usize {
-        match self {
-            Self::One => SIDE,
-            Self::Two => SQUARE,
-        }
-    }
-}
-
-/// Where the sums of a product go: 32 columns of 16 or 32 rows.
-pub(super) struct Target<'a> {
-    first: *mut f32,
-    /// From row to row, in bytes.
-    stride: usize,
-    height: Height,
-    rows: PhantomData<&'a mut [f32]>,
-}
-
-impl<'a> Target<'a> {
-    /// Rows end to end.
-    pub fn of(rows: &'a mut [[f32; SQUARE]; SQUARE]) -> Self {
-        let stride = size_of::<[f32; SQUARE]>();
-        Self { first: rows.as_mut_ptr().cast(), stride, height: Height::Two, rows: PhantomData }
-    }
-
-    /// Rows of a matrix `[.., width]`, from a row and a column on.
-    ///
-    /// # Panics
-    /// They are not within it.
-    pub fn within(
-        matrix: &'a mut [f32],
-        width: usize,
-        (row, height): (usize, Height),
-        column: usize,
-    ) -> Self {
-        assert!(column + SQUARE <= width, "32 columns from {column} on of rows of {width}");
-        let rows = &mut matrix[row * width..(row + height.rows()) * width];
-        let stride = width * size_of::<f32>();
-        Self { first: rows[column..].as_mut_ptr(), stride, height, rows: PhantomData }
-    }
-}
-
-/// What the sums of a product begin with.
-#[derive(Clone, Copy)]
-pub(super) enum Begin<'a> {
-    /// Zero.
-    Zero,
-    /// What is there already.
-    There,
-    /// These, as many rows and columns as the product has.
-    With(Added<'a>),
-}
-
-/// 32 columns of 16 or 32 rows that are added to a product.
-#[derive(Clone, Copy)]
-pub(super) struct Added<'a> {
-    first: *const f32,
-    /// From row to row, in bytes.
-    stride: usize,
-    height: Height,
-    rows: PhantomData<&'a [f32]>,
-}
-
-impl<'a> Added<'a> {
-    /// The first columns of rows that are `width` numbers long, if there are so many; with a width of 0 it is the same
-    /// row again and again.
-    pub fn of(rows: &'a [f32], width: usize, height: Height) -> Option<Self> {
-        let all = (height.rows() - 1) * width + SQUARE;
-        let stride = width * size_of::<f32>();
-        (rows.len() >= all).then_some(Self { first: rows.as_ptr(), stride, height, rows: PhantomData })
-    }
-}
-
-/// Space for the sums of a product that do not go where they belong at once.
-#[repr(align(64))]
-pub(super) struct Sums(pub [[f32; SQUARE]; SQUARE]);
-
-impl Sums {
-    /// Space for sums.
-    pub fn new() -> Self {
-        Self([[0.0; SQUARE]; SQUARE])
-    }
-
-    /// So many rows of it.
-    pub fn target(&mut self, height: Height) -> Target<'_> {
-        Target { height, ..Target::of(&mut self.0) }
-    }
-}
-
-/// Memory that will be wanted soon: it is asked for while products are computed, some of it in every step.
-pub(super) struct Ahead {
-    /// Four lines of each of two rows a step, for reading.
-    read: *const u8,
-    /// From row to row, in bytes.
-    read_stride: usize,
-    /// Two lines of each of two rows a step, for writing: the first and how far rows are apart.
-    write: Option<(*const u8, usize)>,
-}
-
-impl Ahead {
-    /// Nothing.
-    pub fn none() -> Self {
-        // Asking for memory that does not exist would take longer than for what does.
-        let line = NOTHING.as_ptr();
-        Self { read: line, read_stride: 0, write: None }
-    }
-
-    /// And numbers that are read next: as many in a row as two steps ask for at most.
-    pub fn and_read(self, numbers: &[u32]) -> Self {
-        if numbers.is_empty() {
-            return self;
-        }
-        Self { read: numbers.as_ptr().cast(), read_stride: WIDTH, ..self }
-    }
-
-    /// And the next rows of what is read next.
-    pub fn and_read_rows(self, rows: Option<Run>) -> Self {
-        match rows {
-            Some(Run { first, stride }) => {
-                Self { read: std::ptr::from_ref(first), read_stride: stride, ..self }
-            }
-            None => self,
-        }
-    }
-
-    /// And what is written after the product: rows from this one on, from one of their columns on.
-    pub fn and_write(self, output: &Output, row: usize, column: usize) -> Self {
-        let row = output.rows.get(row).zip(output.stride);
-        Self { write: row.map(|(row, stride)| (row.as_ptr().wrapping_add(column).cast(), stride)), ..self }
-    }
-}
-
-/// Bytes of a row that a step asks for, for reading.
-pub(super) const WIDTH: usize = 4 * LINE;
-
-/// Rows of which a step asks for so much.
-pub(super) fn rows_a_step(parts: Parts) -> usize {
-    match parts {
-        Parts::Rounded | Parts::One => 2,
-        Parts::Two | Parts::Three => 4,
-    }
-}
-
-static NOTHING: [u8; WIDTH] = [0; WIDTH];
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
+pub struct Session(PhantomData<*const ()>);
 
 /// Loads one of the two tiles of a part of x or of the weight.
 macro_rules! load {
@@ -486,37 +244,15 @@ macro_rules! product {
 }
 
 impl Session {
-    /// Products of tiles of rows with two of columns: `target[r, c] = begin + Σ_step Σ_(i, j) x[step, i, r] ·
-    /// weight[step, j, c]` over the pairs of parts that count, for x `[step, part, 2, 16, 32]`, of which the second of two
-    /// tiles counts where the target has 32 rows, and pairs of numbers weight `[step, part, 2, 16 pairs, 16 columns]`,
-    /// while other memory is brought closer.
-    pub fn multiply(
-        &self,
-        parts: Parts,
-        (x, weight): (&[u16], &[u32]),
-        begin: Begin,
-        target: Target,
-        ahead: &Ahead,
-    ) {
-        let count = x.len() / (2 * TILE * parts.of_x());
-        assert!(
-            count > 0 && x.len() == count * 2 * TILE * parts.of_x(),
-            "tiles of x do not make up whole steps"
-        );
-        assert_eq!(weight.len(), count * TILE * parts.of_weight(), "tiles of unequal depth");
-        let begin = match begin {
-            Begin::Zero => (std::ptr::null(), 0),
-            Begin::There => (target.first.cast_const(), target.stride),
-            Begin::With(Added { first, stride, height, .. }) => {
-                assert!(height == target.height, "as many rows are added as there are sums");
-                (first, stride)
-            }
-        };
+    /// Computes a product, while other memory is brought closer.
+    pub(super) fn multiply(&self, product: Product, ahead: &Ahead) {
+        let Product { parts, steps: count, x, weight, begin, target } = product;
+        let begin = begin.map_or((std::ptr::null(), 0), |begin| (begin.first, begin.stride));
         // Of the sums' own place where nothing else is written: of memory that all threads know they would take it from each
         // other.
         let write = ahead.write.unwrap_or((target.first.cast_const().cast(), 0));
         // SAFETY: the tiles are configured; every load is of a whole tile of one of `count` steps, which the slices hold
-        // (checked above), or of sums within what they begin with; every store is within `target`. What is asked for
+        // (`Product`), or of sums within what they begin with; every store is within `target`. What is asked for
         // ahead need not exist.
         unsafe {
             match (parts, target.height) {
@@ -618,32 +354,5 @@ impl Drop for Session {
     fn drop(&mut self) {
         // SAFETY: the unit exists; nothing is kept in tiles between products.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use half::bf16;
-
-    #[test]
-    fn numbers_are_rounded_to_the_nearest_bf16() {
-        let (Some(unit), pulp::Arch::V4(simd)) = (Unit::get(), pulp::Arch::new()) else { return };
-        let ties =
-            [0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0000, 0, 0x8000_0000];
-        let numbers: Vec<f32> = (0..64_000u32)
-            .map(|i| i.wrapping_mul(0x9e37_79b9))
-            .chain(ties.into_iter().cycle().take(STEP))
-            .map(f32::from_bits)
-            .map(|x| if x.is_nan() || x.is_subnormal() { 1.0 } else { x })
-            .collect();
-        for numbers in numbers.as_chunks::<STEP>().0 {
-            let [first, second]: [f32x16; 2] = cast(*numbers);
-            let ours = unit.rounded(simd, first, second);
-            assert_eq!(ours, numbers.map(|x| bf16::from_f32(x).to_bits()), "{numbers:?}");
-        }
-        let ours = unit.rounded(simd, cast([f32::NAN; SIDE]), cast([1e-40f32; SIDE]));
-        assert!(ours[..SIDE].iter().all(|bits| bf16::from_bits(*bits).is_nan()));
-        assert_eq!(ours[SIDE..], [0; SIDE]);
     }
 }
