@@ -45,6 +45,12 @@ impl<T: Copy + Default> Lined<T> {
     }
 }
 
+impl<T> AsRef<[T]> for Lined<T> {
+    fn as_ref(&self) -> &[T] {
+        self
+    }
+}
+
 impl<T> Deref for Lined<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {

@@ -69,11 +69,18 @@ impl Kernel for Vectors<'_> {
         scratch::with(&WEIGHT, STRIP, |weight| {
             for ((block, columns), next) in strips(blocks, columns, next, strip) {
                 let len = block.depth.len() * PANEL;
-                let weight = &mut weight[..columns.len().div_ceil(PANEL) * len];
-                block.pack(0..block.depth.len(), columns.clone(), weight);
-                if self.precision == Precision::BF16 {
-                    round_all_to_bf16(weight);
-                }
+                let rounded = self.precision == Precision::BF16;
+                let weight = match block.packed(&columns) {
+                    Some(panel) if !rounded => panel,
+                    _ => {
+                        let weight = &mut weight[..columns.len().div_ceil(PANEL) * len];
+                        block.pack(0..block.depth.len(), columns.clone(), weight);
+                        if rounded {
+                            round_all_to_bf16(weight);
+                        }
+                        weight
+                    }
+                };
                 let mut next = next.map_or(Lines::none(), |(block, columns)| block.lines(columns));
                 let lines = next.len().div_ceil(self.panels.count * columns.len().div_ceil(PANEL));
                 // Few enough panels of x at a time that they stay in the second cache for all panels of the strip.

@@ -3,8 +3,8 @@
 //! Knows what that is on this processor, and what it takes of memory. It does not know how tiles are packed.
 
 use super::parts::Parts;
-use super::weight::{Part, Weight};
-use super::{Precision, units};
+use super::weight::{LaidOut, Part, Weight};
+use super::{Precision, panels, units};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::{
     operand::{Operand, Sum},
@@ -23,11 +23,15 @@ impl Weight {
         }
     }
 
-    /// The same weight for many products of many rows in f32: where its numbers are sums of so few bf16 numbers that the
-    /// tiles of these take no more memory, those are laid out. A trained weight stays as it is, as its numbers change.
+    /// The same weight for many products of many rows in f32, in as much memory: in panels, or for a matrix unit in tiles of
+    /// the bf16 numbers whose sums its numbers are, where these are few enough. A trained weight stays as it is, as its
+    /// numbers change.
     pub fn laid_out(self) -> Self {
-        if self.is_trained() || self.tiled().is_some() || !units().matrix_unit {
+        if self.is_trained() || self.is_laid_out() {
             return self;
+        }
+        if !units().matrix_unit {
+            return in_panels(self.gathered());
         }
         let measured = self.measured();
         let fits = |part: &Part| part.parts.of_weight() * size_of::<u16>() <= part.numbers.size();
@@ -53,7 +57,15 @@ fn tiled(weight: Weight, parts: Parts) -> Weight {
         let panels = |sum| tiles::panels(simd, parts, &Operand::of(&weight, sum));
         let outputs = (parts == Parts::Rounded).then(|| panels(Sum::Outputs));
         let tiled = Tiled { parts, inputs: panels(Sum::Inputs), outputs };
-        return weight.with_tiled(tiled);
+        return weight.lying(LaidOut::Tiled(tiled));
     }
     weight
+}
+
+/// In panels for vectors, where it is one stored matrix.
+fn in_panels(weight: Weight) -> Weight {
+    match weight.only_part().and_then(|part| panels::of(part, weight.inputs_len())) {
+        Some(panels) => weight.lying(LaidOut::Panels(panels)),
+        None => weight,
+    }
 }

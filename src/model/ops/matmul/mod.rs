@@ -13,6 +13,7 @@ mod over_tokens;
 mod pack;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod pairs;
+mod panels;
 mod parts;
 mod pieces;
 mod scratch;
@@ -282,7 +283,7 @@ impl Product<'_, '_> {
 
     fn form(&self, precision: Precision) -> Form {
         let (operand, rows) = (&self.operand, self.rows());
-        if rows <= FEW_ROWS && operand.rows_run_along_sum() && operand.weight.tiled().is_none() {
+        if rows <= FEW_ROWS && operand.rows_run_along_sum() && !operand.weight.is_laid_out() {
             return Form::Dots;
         }
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -5,10 +5,9 @@
 
 use std::ops::Range;
 
-use half::slice::HalfFloatSliceExt;
-
 use super::pack::{self, Lines, Matrix};
-use super::weight::{Numbers, Orientation, Part, Tiled, Weight};
+use super::panels::Panels;
+use super::weight::{LaidOut, Numbers, Orientation, Part, Tiled, Weight};
 use super::{FEW_ROWS, PANEL, Parts, Precision};
 
 /// Rows up to which it does not pay to cut an f32 weight into parts for the bf16 unit.
@@ -57,6 +56,8 @@ pub(super) enum Laid<'a> {
     Tiled(&'a [u32]),
     /// The same for the other sum.
     Across(&'a [u32]),
+    /// All of them in panels; there is one stored matrix only.
+    Panels(Panels<'a>),
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -84,19 +85,26 @@ impl<'a> Operand<'a> {
 
     /// How its numbers lie for this sum.
     fn laid(&self) -> Laid<'a> {
-        match (self.weight.tiled(), self.sum) {
-            (None, _) => Laid::Stored,
-            (Some(tiled), Sum::Inputs) => Laid::Tiled(&tiled.inputs),
-            (Some(Tiled { outputs: Some(outputs), .. }), Sum::Outputs) => Laid::Tiled(outputs),
-            (Some(tiled), Sum::Outputs) => Laid::Across(&tiled.inputs),
+        match self.weight.lies() {
+            None => Laid::Stored,
+            Some(LaidOut::Tiled(Tiled { inputs, outputs, .. })) => match (self.sum, outputs) {
+                (Sum::Inputs, _) => Laid::Tiled(inputs),
+                (Sum::Outputs, Some(outputs)) => Laid::Tiled(outputs),
+                (Sum::Outputs, None) => Laid::Across(inputs),
+            },
+            Some(LaidOut::Panels(numbers)) => {
+                Laid::Panels(Panels { numbers, inputs: self.weight.inputs_len(), sum: self.sum })
+            }
         }
     }
 
     /// What the bf16 unit makes of the factors of a product of so many rows, if it should.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     pub fn parts(&self, rows: usize, precision: Precision) -> Option<Parts> {
-        if let Some(tiled) = self.weight.tiled() {
-            return Some(tiled.parts);
+        match self.weight.lies() {
+            Some(LaidOut::Tiled(tiled)) => return Some(tiled.parts),
+            Some(LaidOut::Panels(_)) => return None,
+            None => {}
         }
         let exact = self.weight.placed_parts().map(|(_, part)| part.parts).max()?;
         match precision {
@@ -195,7 +203,10 @@ impl<'a> Operand<'a> {
                 part,
                 stored_depth,
                 stored_columns,
-                rows: self.rows(part),
+                rows: match self.laid() {
+                    Laid::Panels(panels) => panels.rows(),
+                    Laid::Stored | Laid::Tiled(_) | Laid::Across(_) => self.rows(part),
+                },
                 width: self.columns,
                 laid: self.laid(),
             }
@@ -232,6 +243,10 @@ impl<'a> Block<'a> {
 
     /// Packs some of the block's depth and columns into panels `[panel, depth, 32]`.
     pub fn pack(&self, depth: Range<usize>, columns: Range<usize>, panels: &mut [f32]) {
+        if let Laid::Panels(laid) = self.laid {
+            let depth = self.depth.start + depth.start..self.depth.start + depth.end;
+            return laid.pack(depth, self.of_the_product(&columns), panels);
+        }
         match &self.part.numbers {
             Numbers::F32(numbers) => self.pack_from(numbers.as_slice(), depth, columns, panels),
             Numbers::F16(numbers) => self.pack_from(numbers.as_slice(), depth, columns, panels),
@@ -256,22 +271,28 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// All the depth of a panel of columns, where it lies as `pack` would leave it.
+    pub fn packed(&self, columns: &Range<usize>) -> Option<&'a [f32]> {
+        let Laid::Panels(panels) = self.laid else { return None };
+        panels.packed(self.depth.clone(), self.of_the_product(columns))
+    }
+
+    /// Some of its columns among all of the product's.
+    fn of_the_product(&self, columns: &Range<usize>) -> Range<usize> {
+        self.columns.start + columns.start..self.columns.start + columns.end
+    }
+
     /// The memory that `pack` will read.
     pub fn lines(&self, columns: Range<usize>) -> Lines<'a> {
+        if let Laid::Panels(panels) = self.laid {
+            return panels.lines(self.depth.clone(), self.of_the_product(&columns));
+        }
         let columns = self.stored_columns.start + columns.start..self.stored_columns.start + columns.end;
         let (rows, columns) = match self.rows {
             StoredRows::Depth => (self.stored_depth.clone(), columns),
             StoredRows::Columns => (columns, self.stored_depth.clone()),
         };
-        match &self.part.numbers {
-            Numbers::F32(numbers) => Lines::new(numbers.as_slice(), self.part.stride, rows, columns),
-            Numbers::F16(numbers) => {
-                Lines::new(numbers.as_slice().reinterpret_cast(), self.part.stride, rows, columns)
-            }
-            Numbers::BF16(numbers) => {
-                Lines::new(numbers.as_slice().reinterpret_cast(), self.part.stride, rows, columns)
-            }
-        }
+        self.part.numbers.lines(self.part.stride, rows, columns)
     }
 
     fn pack_from<T: pack::Number>(

@@ -191,7 +191,7 @@ impl Kernel for Tiles<'_> {
         let (y, sums) = (&mut Output::new(y), &mut Sums::new());
         let width = |block: &Block| match block.laid {
             Laid::Tiled(_) => PANEL,
-            Laid::Stored | Laid::Across(_) => PANELS * PANEL,
+            _ => PANELS * PANEL,
         };
         for ((block, columns), next) in strips(blocks, columns, next, width) {
             let panel = panel_len(block.depth.len(), self.parts);

@@ -2,12 +2,13 @@
 //!
 //! Knows where the number of an (output, input) pair is. It does not know how products are computed.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::pack::Number;
+use super::pack::{Lines, Number};
 use super::parts::Parts;
 use crate::model::lined::Lined;
 use crate::model::ops::gradients::TensorId;
@@ -99,6 +100,15 @@ impl Numbers {
         }
     }
 
+    /// The memory of a block of the matrix that they are, whose rows are `stride` numbers long.
+    pub(super) fn lines(&self, stride: usize, rows: Range<usize>, columns: Range<usize>) -> Lines<'_> {
+        match self {
+            Self::F32(numbers) => Lines::new(numbers.as_slice(), stride, rows, columns),
+            Self::F16(numbers) => Lines::new(numbers.as_slice().reinterpret_cast(), stride, rows, columns),
+            Self::BF16(numbers) => Lines::new(numbers.as_slice().reinterpret_cast(), stride, rows, columns),
+        }
+    }
+
     /// Where in memory they are.
     fn address(&self) -> usize {
         match self {
@@ -139,6 +149,15 @@ impl From<Vec<bf16>> for Numbers {
     fn from(numbers: Vec<bf16>) -> Self {
         Self::BF16(numbers.into())
     }
+}
+
+/// How a weight lies for products of many rows.
+pub(super) enum LaidOut {
+    /// For the bf16 unit.
+    Tiled(Tiled),
+    /// In its own format as vectors take it, for a sum over the inputs: `[panel of 32 outputs, inputs, 32]`, with zeros where
+    /// outputs end.
+    Panels(Numbers),
 }
 
 /// A weight as the bf16 unit takes it: pairs of bf16 numbers `[panel, step, part, 2, 16 pairs, 16 columns]`, all panels
@@ -182,8 +201,8 @@ pub struct Weight {
     inputs: usize,
     outputs: usize,
     parts: Vec<Part>,
-    /// The numbers as the bf16 unit takes them, instead of as they were stored.
-    tiled: Option<Arc<Tiled>>,
+    /// The numbers as products of many rows take them, instead of as they were stored.
+    laid_out: Option<Arc<LaidOut>>,
 }
 
 impl Weight {
@@ -207,7 +226,7 @@ impl Weight {
             inputs,
             outputs,
             parts: vec![Part { parts: numbers.parts(), numbers, orientation, stride, outputs: 0..outputs }],
-            tiled: None,
+            laid_out: None,
         }
     }
 
@@ -220,7 +239,7 @@ impl Weight {
         );
         let outputs = weights.iter().map(|weight| weight.outputs).sum();
         let parts = weights.into_iter().flat_map(|weight| weight.parts).collect();
-        Self { inputs, outputs, parts, tiled: None }
+        Self { inputs, outputs, parts, laid_out: None }
     }
 
     /// Some of the outputs, as a view of the same numbers.
@@ -235,7 +254,7 @@ impl Weight {
             let stored = |output: usize| output - place.start + part.outputs.start;
             (start < end).then(|| Part { outputs: stored(start)..stored(end), ..part.clone() })
         });
-        Self { inputs: self.inputs, outputs: range.len(), parts: parts.collect(), tiled: None }
+        Self { inputs: self.inputs, outputs: range.len(), parts: parts.collect(), laid_out: None }
     }
 
     /// The inputs' weights of one output, in f32: a row of an embedding table.
@@ -274,7 +293,7 @@ impl Weight {
     /// The same weight rounded to bf16 (nearest, ties to even). Parts that are bf16 are shared, not copied.
     pub fn to_bf16(&self) -> Self {
         let parts = self.parts.iter().map(|part| part.to_bf16(self.inputs)).collect();
-        Self { parts, tiled: None, ..*self }
+        Self { parts, laid_out: None, ..*self }
     }
 
     /// The same numbers in one stored matrix, a copy. Parts of different formats, or stored the other way, stay as
@@ -336,21 +355,21 @@ impl Weight {
         }
     }
 
-    /// The same weight as the bf16 unit takes it; the numbers as they were stored are let go.
-    pub(super) fn with_tiled(self, tiled: Tiled) -> Self {
+    /// The same weight, so laid out; the numbers as they were stored are let go.
+    pub(super) fn lying(self, laid_out: LaidOut) -> Self {
         let gone = Numbers::F32(Vec::new().into());
         let parts = self.parts.into_iter().map(|part| Part { numbers: gone.clone(), ..part }).collect();
-        Self { parts, tiled: Some(Arc::new(tiled)), ..self }
+        Self { parts, laid_out: Some(Arc::new(laid_out)), ..self }
     }
 
-    /// Whether the numbers lie as products of many rows take them, and need not be packed.
+    /// Whether the numbers lie as products of many rows take them.
     pub fn is_laid_out(&self) -> bool {
-        self.tiled.is_some()
+        self.laid_out.is_some()
     }
 
-    /// The numbers as the bf16 unit takes them, if they were laid out so.
-    pub(super) fn tiled(&self) -> Option<&Tiled> {
-        self.tiled.as_deref()
+    /// How the numbers lie, if they were laid out.
+    pub(super) fn lies(&self) -> Option<&LaidOut> {
+        self.laid_out.as_deref()
     }
 
     /// The parts, each with the outputs of this weight that it makes up.
