@@ -1,6 +1,7 @@
 //! Weights in the form in which many rows are multiplied fastest.
 //!
-//! Knows what that is on this processor, and what it takes of memory. It does not know how tiles are packed.
+//! Knows what that is on this processor, and what it takes of memory. It does not know how tiles and panels
+//! are packed.
 
 use super::parts::Parts;
 use super::weight::{LaidOut, Part, Weight};
@@ -45,8 +46,8 @@ impl Weight {
     }
 }
 
-/// In tiles, where the processor has instructions that are fast at them and take the weight. Numbers that are not rounded are laid out for
-/// one direction only, and turned around in the other.
+/// In tiles, where the processor has a unit that is fast at them and takes the weight. Numbers that are not rounded are laid
+/// out for one direction only, and turned around in the other.
 fn tiled(weight: Weight, parts: Parts) -> Weight {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if let (Some(unit), pulp::Arch::V4(simd)) = (unit::Unit::get(), pulp::Arch::new())
