@@ -1,7 +1,7 @@
 //! The matrix unit AMX of some x86-64 processors: products of bf16 tiles summed in f32.
 //!
 //! Knows its instructions, for which Rust has no intrinsics, and makes them safe to use. It does not know what the
-//! tiles are parts of. No other operation has unsafe code.
+//! tiles are parts of.
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
