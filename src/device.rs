@@ -137,7 +137,7 @@ pub struct Processor {
     pub cores: usize,
     /// Whether products use vectors of 512 bits.
     pub avx512: bool,
-    /// Whether bf16 products use such vectors of bf16 numbers.
+    /// Whether there are such vectors of bf16 numbers, which bf16 products use where there is no matrix unit.
     pub avx512_bf16: bool,
     /// Whether products use the matrix unit.
     pub amx: bool,

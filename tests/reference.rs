@@ -410,7 +410,8 @@ fn bf16_is_near_f32_wherever_the_guides_recipe_comes_by() {
         let text = Text::open(&folder);
         let Some(rows) = tweets(&text, 160) else { return };
         let worst = rounded(&folder, &rows, &text);
-        assert!(worst < 0.002, "{family}: losses off by {worst}");
+        // Found up to 0.0009 over all epochs; the demand on a real model is 0.02.
+        assert!(worst > 0.0 && worst < 0.002, "{family}: losses off by {worst}");
     }
 }
 
@@ -434,11 +435,11 @@ fn smollm2() -> Option<(PathBuf, Text, Vec<Row>)> {
 fn smollm2_in_bf16() {
     let Some((folder, text, rows)) = smollm2() else { return };
     let worst = rounded(&folder, &rows, &text);
-    assert!(worst < 0.02, "losses off by {worst}");
+    assert!(worst > 0.0 && worst < 0.02, "losses off by {worst}");
 }
 
 /// The guide's recipe on SmolLM2-135M-Instruct, the first epochs: minutes of work, and a model that is not
-/// here. `PIPE_SMOLLM2=FOLDER cargo test --release --test reference smollm2 -- --ignored --nocapture`
+/// here. `PIPE_SMOLLM2=FOLDER cargo test --release --test reference smollm2_guide -- --ignored --nocapture`
 #[test]
 #[ignore = "needs the folder of SmolLM2-135M-Instruct in PIPE_SMOLLM2"]
 fn smollm2_guide() {

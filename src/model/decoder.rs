@@ -125,7 +125,7 @@ impl Decoder {
         self.blocks.iter_mut().flat_map(Block::maps_mut).for_each(Linear::lay_out);
     }
 
-    /// Whether the layers' weights were laid out, so that even a pass of few tokens need not pack them.
+    /// Whether the layers' weights were laid out, so that a pass of few tokens has little to pack.
     pub fn is_laid_out(&self) -> bool {
         self.blocks.iter().flat_map(Block::maps).all(|map| map.weight().is_laid_out())
     }

@@ -46,7 +46,7 @@ pub fn differentiate(
 ) -> Result<Gradient, ModelError> {
     let pack = |rows: &[&Row]| Batch::new(rows, model, prompt.len() / model.shape().hidden, longest);
     let whole = pack(rows);
-    // Elsewhere a half would have to pack the weights again.
+    // Elsewhere each half would have to pack all weights in both directions.
     let halves = if model.is_laid_out() { halves(rows, &whole) } else { None };
     let batches = halves.map_or_else(|| vec![whole], |halves| halves.map(|rows| pack(&rows)).into());
     differentiate_all(model, prompt, &batches, labels, keep)
