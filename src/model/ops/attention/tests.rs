@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::layout::{CachedRow, PackedRow, Trunk};
+use crate::model::ops::dropout::{Dropout, Site};
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(count: usize, seed: u32) -> Vec<f32> {
@@ -108,7 +109,7 @@ impl Case {
     }
 
     fn formula(&self) -> Results<Sum> {
-        let Attention { heads, keys, scale, ref slopes, .. } = self.attention;
+        let Attention { heads, keys, scale, ref slopes, dropout, .. } = self.attention;
         let (kv_heads, dim) = (keys.kv_heads, keys.dim);
         let mut results = [&self.q, &self.q, &self.kv].map(|like| vec![Sum::default(); like.len()]);
         let [out, d_q, d_kv] = &mut results;
@@ -137,22 +138,30 @@ impl Case {
                     .collect();
                 let sum: f64 = weights.iter().sum();
                 let p: Vec<f64> = weights.iter().map(|weight| weight / sum).collect();
+                // What dropout leaves of each probability.
+                let mut left = vec![1.0f32; visible.len()];
+                if let Some(mask) = dropout {
+                    mask.apply_row((row * heads + head) as u64, &mut left);
+                }
                 let d_p: Vec<f64> = visible
                     .iter()
-                    .map(|&token| {
+                    .zip(&left)
+                    .map(|(&token, &left)| {
                         let value = places(token).1;
-                        (0..dim).map(|d| at(&self.d_out, query, d) * at(&self.kv, value, d)).sum()
+                        let d = (0..dim).map(|d| at(&self.d_out, query, d) * at(&self.kv, value, d));
+                        f64::from(left) * d.sum::<f64>()
                     })
                     .collect();
                 let mean: f64 = p.iter().zip(&d_p).map(|(p, d_p)| p * d_p).sum();
                 for (i, &token) in visible.iter().enumerate() {
                     let (key, value) = places(token);
                     let d_score = p[i] * (d_p[i] - mean) * f64::from(scale);
+                    let p = p[i] * f64::from(left[i]);
                     for d in 0..dim {
-                        out[query + d] += p[i] * at(&self.kv, value, d);
+                        out[query + d] += p * at(&self.kv, value, d);
                         d_q[query + d] += d_score * at(&self.kv, key, d);
                         d_kv[key + d] += d_score * at(&self.q, query, d);
-                        d_kv[value + d] += p[i] * at(&self.d_out, query, d);
+                        d_kv[value + d] += p * at(&self.d_out, query, d);
                     }
                 }
             }
@@ -224,6 +233,22 @@ fn rounded_factors_are_off_by_their_rounding_alone() {
     let keep: Vec<u32> = (0..160).map(|i| 6 + i * 7 % 180).collect();
     let keys = KeyValue::stacked(2, 32);
     Case::new(attention(6, keys, None), 3, &[5, 1, 0, 180], Some(&keep)).rounded().check("some tokens");
+}
+
+#[test]
+fn what_is_dropped_has_no_part_in_value_and_gradient() {
+    let mask = Dropout::On { seed: 3, pass: 4 }.mask(Site::Attention, 1, 0.3);
+    let short: (usize, &[usize]) = (3, &[16, 1, 0, 9]);
+    for (prefix, rows) in [short, (0, &[150]), (17, &[160, 5])] {
+        let dropout = |attention| Attention { dropout: mask, ..attention };
+        let attention = dropout(attention(6, KeyValue::stacked(2, 32), Some(alibi_slopes(6))));
+        let keep: Vec<u32> = (0..(prefix + rows.iter().sum::<usize>()) as u32).step_by(2).collect();
+        for keep in [None, Some(&keep[..])] {
+            let name = format!("{prefix} {rows:?}");
+            Case::new(attention.clone(), prefix, rows, keep).check(&name);
+            Case::new(attention.clone(), prefix, rows, keep).rounded().check(&format!("{name}, rounded"));
+        }
+    }
 }
 
 #[test]
