@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
-use std::path::{Component, Path, PathBuf};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::timestamp;
+use crate::files::{RelPath, remove_tree, walk, write_atomically};
 use crate::fingerprint::{Digest, Fingerprint, Key};
 use crate::stage::{ArtifactKind, Cancel, Output};
 
@@ -197,7 +198,7 @@ impl Cache {
         let out = work.join("out");
         fs::create_dir_all(&out).map_err(at(&out))?;
         let unfinished = self.root.join(UNFINISHED).join(key.to_string());
-        Ok(Miss { cache: self.clone(), key: *key, work, out, unfinished, _lock: lock })
+        Ok(Miss { cache: self.clone(), key: *key, work, out, unfinished, lock })
     }
 
     /// Puts the files of a result into a folder, linked and read-only where the disk allows.
@@ -234,7 +235,8 @@ impl Cache {
         for entry in self.entries() {
             let wrong = entry.files.iter().find(|f| {
                 !good.contains(&f.digest) && {
-                    let right = digest_file(&self.blob(&f.digest)).is_ok_and(|d| d == f.digest);
+                    let right = crate::files::digest(&self.blob(&f.digest), &Cancel::default())
+                        .is_ok_and(|d| d == f.digest);
                     if right {
                         good.insert(f.digest);
                     }
@@ -370,13 +372,18 @@ pub struct Miss {
     work: PathBuf,
     out: PathBuf,
     unfinished: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Miss {
     /// The empty folder to write in.
     pub fn out(&self) -> &Path {
         &self.out
+    }
+
+    /// The lock on this result.
+    pub fn lock(&self) -> &File {
+        &self.lock
     }
 
     /// A folder for work that the next who wants this result may go on with; it need not exist.
@@ -410,9 +417,9 @@ impl Miss {
                 return Err(CacheError::NotAFile(path));
             }
             let size = fs::metadata(&path).map_err(at(&path))?.len();
-            let digest = digest_file(&path).map_err(at(&path))?;
+            let digest = crate::files::digest(&path, &Cancel::default()).map_err(at(&path))?;
             self.keep(&path, &digest, size)?;
-            files.push(FileRef { path: relative(&path, &self.out), digest, size });
+            files.push(FileRef { path: RelPath::of(&path, &self.out).to_string(), digest, size });
         }
         files.sort_by(|a, b| a.path.cmp(&b.path));
         let outputs = finished
@@ -481,59 +488,6 @@ fn output_digest(files: &[FileRef], paths: &[String]) -> Digest {
         }
     }
     hasher.finalize().into()
-}
-
-/// The digest of a file's content.
-pub fn digest_file(path: &Path) -> io::Result<Digest> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_mmap_rayon(path)?;
-    Ok(hasher.finalize().into())
-}
-
-/// Every file below a folder, sorted.
-pub fn walk(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(next) = folders.pop() {
-        let Ok(read) = fs::read_dir(&next) else { continue };
-        for item in read.flatten() {
-            let path = item.path();
-            if item.file_type().is_ok_and(|t| t.is_dir()) { folders.push(path) } else { found.push(path) }
-        }
-    }
-    found.sort();
-    found
-}
-
-/// A path below a folder, with `/` on every system.
-pub fn relative(path: &Path, folder: &Path) -> String {
-    let inner = path.strip_prefix(folder).unwrap_or(path);
-    let parts: Vec<_> = inner
-        .components()
-        .filter_map(|c| match c {
-            Component::Normal(part) => Some(part.to_string_lossy()),
-            _ => None,
-        })
-        .collect();
-    parts.join("/")
-}
-
-/// Writes beside the target and renames: a reader sees the old file or the new one, never a half.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
-}
-
-fn remove_tree(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -313,8 +313,9 @@ fn schema(out: &Path) -> Result<Exit, Refusal> {
     let path = out.join("pipeline.schema.json");
     let schema = serde_json::to_string_pretty(&crate::schema::pipeline(KINDS)).map_err(Refusal::failed)?;
     let text = schema + "\n";
-    crate::cache::write_atomically(&path, text.as_bytes())
-        .map_err(|e| Refusal::failed(format!("{}: {e}", path.display())))?;
+    crate::files::write_atomically(&path, text.as_bytes())
+        .map_err(crate::files::named(&path))
+        .map_err(Refusal::failed)?;
     report::out(&format!("{}\n", path.display()));
     Ok(Exit::Well)
 }

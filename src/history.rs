@@ -11,9 +11,9 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::cache::write_atomically;
 use crate::clock;
 use crate::event::{Event, Listen, RunRecord};
+use crate::files::write_atomically;
 use crate::fingerprint::{Fingerprint, Key};
 
 /// The folder of all state, `.pipe` or `PIPE_HOME`.

@@ -253,6 +253,7 @@ impl Task {
             inputs: &inputs,
             out: miss.out(),
             unfinished: miss.unfinished(),
+            lock: Some(miss.lock()),
             device,
             hub: &shared.sources.hub,
             say: &say,

@@ -43,6 +43,11 @@ pub mod secrets;
 pub mod stage;
 pub mod stages;
 
+// Leaves that all may use.
+pub mod cancel;
+pub mod files;
+pub mod sealed;
+
 // The numbers.
 pub mod device;
 pub mod huge_pages;

@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::adapter;
-use crate::cache::{digest_file, relative, walk, write_atomically};
+use crate::files::{self, RelPath, walk, write_atomically};
 use crate::fingerprint::Digest;
 use crate::hub::{Hub, HubError, Reads, RepoName, Want};
 use crate::location::{Location, Place};
@@ -142,7 +142,8 @@ impl Sources {
         for path in files {
             let (stamp, digest) = self.digest(&path)?;
             // The name of a lone file does not matter, those inside a folder do: they tell the splits.
-            let name = folder.as_ref().map(|folder| relative(&path, folder)).unwrap_or_default();
+            let name =
+                folder.as_ref().map(|folder| RelPath::of(&path, folder).to_string()).unwrap_or_default();
             hasher.update(&(name.len() as u64).to_le_bytes());
             hasher.update(name.as_bytes());
             hasher.update(digest.to_string().as_bytes());
@@ -162,7 +163,7 @@ impl Sources {
                 return Ok((stamp, *digest));
             }
         }
-        let digest = digest_file(&full)?;
+        let digest = files::digest(&full, &Cancel::default())?;
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         // A file touched within the clock's grain of now could change without its time changing.
         if settled(&stamp) && Stamp::of(&full)? == stamp {
@@ -221,7 +222,8 @@ fn settled(stamp: &Stamp) -> bool {
 
 /// The files below a folder, those and folders that begin with a dot left out.
 fn visible_files(folder: &Path) -> Vec<PathBuf> {
-    let hidden = |p: &PathBuf| relative(p, folder).split('/').any(|part| part.starts_with('.'));
+    let hidden =
+        |p: &PathBuf| RelPath::of(p, folder).to_string().split('/').any(|part| part.starts_with('.'));
     walk(folder).into_iter().filter(|p| !hidden(p) && p.is_file()).collect()
 }
 

@@ -3,15 +3,16 @@
 //! Knows nothing of manifests' text, of the graph, of keys or of where results are kept.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::about::About;
+pub use crate::cancel::Cancel;
 use crate::device::Device;
 use crate::hub::{Hub, Reads};
 use crate::location::Location;
@@ -318,21 +319,6 @@ pub enum Saying {
     Metric(String, f64),
 }
 
-/// Set once, read often: somebody asked to stop.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    /// Asks everything that shares this to stop.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-    /// Whether somebody asked.
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
-}
-
 /// All a stage has while it runs.
 pub struct Context<'a> {
     /// The connected ports.
@@ -342,6 +328,9 @@ pub struct Context<'a> {
     /// A folder that outlives a kill, for work to be gone on with by the next run of the same stage on the same
     /// inputs; made by whoever writes to it, gone once the stage is done.
     pub unfinished: &'a Path,
+    /// The lock on the result. A program that the stage starts, or whoever watches it, holds it too: nobody else begins
+    /// the same work while one is left.
+    pub lock: Option<&'a File>,
     /// The device of the model lane; the processor for other stages.
     pub device: Device,
     /// Where names on the Hub become files.

@@ -55,7 +55,7 @@ impl Folder {
     /// Remembers what a branch or tag stands for.
     pub fn set_reference(&self, revision: &str, commit: &Commit) -> Result<(), HubError> {
         let path = self.root.join("refs").join(revision);
-        crate::cache::write_atomically(&path, commit.as_str().as_bytes()).map_err(at(&path))
+        crate::files::write_atomically(&path, commit.as_str().as_bytes()).map_err(at(&path))
     }
 
     /// Whether the whole file is here, judged by its size: content was compared when it came.
@@ -70,9 +70,9 @@ impl Folder {
             let link = fs::read_link(path).ok()?;
             let digest = FileDigest::from_hex(link.file_name()?.to_str()?)?;
             let size = fs::metadata(path).ok()?.len();
-            Some(RemoteFile { path: crate::cache::relative(path, &snapshot), size, digest })
+            Some(RemoteFile { path: crate::files::RelPath::of(path, &snapshot).to_string(), size, digest })
         };
-        let mut files: Vec<RemoteFile> = crate::cache::walk(&snapshot).iter().filter_map(file).collect();
+        let mut files: Vec<RemoteFile> = crate::files::walk(&snapshot).iter().filter_map(file).collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
         files
     }

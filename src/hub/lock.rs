@@ -146,7 +146,7 @@ impl Lock {
     /// Writes the file if something is new.
     pub fn save(&mut self, path: &Path) -> io::Result<()> {
         if self.changed {
-            crate::cache::write_atomically(path, self.text()?.as_bytes())?;
+            crate::files::write_atomically(path, self.text()?.as_bytes())?;
             self.changed = false;
         }
         Ok(())

@@ -94,9 +94,10 @@ pub fn show_stage(stage: &StageRecord, run_folder: &Path) -> String {
     if let Some(folder) = &stage.folder {
         let folder = run_folder.join(folder);
         text += &format!("{}\n", folder.display());
-        for file in crate::cache::walk(&folder) {
+        for file in crate::files::walk(&folder) {
             let size = fs::metadata(&file).map(|m| m.len()).unwrap_or(0);
-            text += &format!("  {}  {}\n", crate::cache::relative(&file, &folder), crate::size::bytes(size));
+            text +=
+                &format!("  {}  {}\n", crate::files::RelPath::of(&file, &folder), crate::size::bytes(size));
         }
     }
     text

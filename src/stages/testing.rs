@@ -41,6 +41,7 @@ pub(crate) fn with_context<T>(
         inputs,
         out,
         unfinished: unfinished.path(),
+        lock: None,
         device: Device::Cpu,
         hub: &Hub::nowhere(),
         say: &say,

@@ -627,6 +627,7 @@ mod tests {
                 inputs: &inputs,
                 out: &self.path("out"),
                 unfinished: &self.path("unfinished"),
+                lock: None,
                 device: crate::device::Device::Cpu,
                 hub: &crate::hub::Hub::nowhere(),
                 say: &say,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::about::file_name;
 use crate::artifact::adapter;
-use crate::cache::{relative, walk};
+use crate::files::{RelPath, walk};
 use crate::hub::HubError;
 use crate::hub::push::{Content, Upload};
 use crate::secrets::Secrets;
@@ -50,7 +50,7 @@ pub fn files(path: &Path) -> Vec<Upload> {
     }
     walk(path)
         .into_iter()
-        .map(|file| Upload { path: relative(&file, path), content: Content::File(file) })
+        .map(|file| Upload { path: RelPath::of(&file, path).to_string(), content: Content::File(file) })
         .filter(|upload| !upload.path.split('/').any(|part| part.starts_with('.')))
         .collect()
 }

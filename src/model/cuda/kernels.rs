@@ -78,7 +78,7 @@ pub fn compiled(capability: (u32, u32), part: Part) -> Result<Vec<u8>, CardError
         && let Some(folder) = path.parent()
         && std::fs::create_dir_all(folder).is_ok()
     {
-        let _ = crate::cache::write_atomically(&path, &code);
+        let _ = crate::files::write_atomically(&path, &code);
     }
     Ok(code)
 }
