@@ -353,7 +353,7 @@ fn cache(home: &Home, command: &CacheCommand) -> Result<Exit, Refusal> {
     match command {
         CacheCommand::Ls => report::out(&report::cache::list(&cache.entries())),
         CacheCommand::Verify => {
-            let damaged = cache.verify().map_err(Refusal::failed)?;
+            let damaged = cache.verify(&Cancel::default()).map_err(Refusal::failed)?;
             report::out(&report::cache::verified(&damaged));
             if !damaged.is_empty() {
                 return Ok(Exit::Failed);
@@ -372,7 +372,8 @@ fn cache(home: &Home, command: &CacheCommand) -> Result<Exit, Refusal> {
                 age: age.as_deref().map(parse_age).transpose()?,
                 grace: parse_age(grace)?,
             };
-            let collected = cache.gc(&limit, &home.last_used()).map_err(Refusal::failed)?;
+            let collected =
+                cache.gc(&limit, &BTreeSet::new(), &Cancel::default()).map_err(Refusal::failed)?;
             report::out(&report::cache::collected(&collected));
         }
     }

@@ -188,6 +188,11 @@ impl Fingerprint {
         self.0.iter().find(|p| p.aspect == aspect && p.name == name).map(|p| p.value.as_str())
     }
 
+    /// The digests of what comes in.
+    pub fn inputs(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(|part| part.aspect == Aspect::Input).map(|part| part.value.as_str())
+    }
+
     /// Every fact that differs from `before`, in words; empty if the keys are equal.
     pub fn changes_since(&self, before: &Fingerprint) -> Vec<Change> {
         let mut changes: Vec<Change> = self

@@ -2,19 +2,17 @@
 //!
 //! Knows where things stand and how to read them back; does not run anything.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
 
 use serde::Serialize;
 
 use crate::clock;
 use crate::event::{Event, Listen, RunRecord};
 use crate::files::write_atomically;
-use crate::fingerprint::{Fingerprint, Key};
+use crate::fingerprint::Fingerprint;
 
 /// The folder of all state, `.pipe` or `PIPE_HOME`.
 #[derive(Clone, Debug)]
@@ -95,20 +93,6 @@ impl Home {
             .flat_map(|r| r.stages)
             .find(|s| s.stage == stage && matches!(s.status, Ran | Cached))
             .and_then(|s| s.fingerprint)
-    }
-
-    /// When each key was last used by a run.
-    pub fn last_used(&self) -> BTreeMap<Key, SystemTime> {
-        let mut used = BTreeMap::new();
-        for name in self.run_names() {
-            let path = self.runs().join(&name).join("run.json");
-            let Ok(time) = fs::metadata(&path).and_then(|m| m.modified()) else { continue };
-            for key in self.record(&name).into_iter().flat_map(|r| r.stages).filter_map(|s| s.key) {
-                let newest = used.entry(key).or_insert(time);
-                *newest = time.max(*newest);
-            }
-        }
-        used
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::about::About;
-use crate::cache::{Cache, CacheError, Entry, Finished, Lookup, Miss};
+use crate::cache::{Attempt, Cache, CacheError, Entry, Finished, Hit, Lookup, Miss, Placed};
 use crate::device::Device;
 use crate::event::{Event, Failure, Listen, Status};
 use crate::fingerprint::{Change, Digest, Fingerprint, Key};
@@ -17,7 +17,7 @@ use crate::manifest::StageDecl;
 use crate::plan::{Keyed, key_of};
 use crate::secrets::Secrets;
 use crate::sources::Sources;
-use crate::stage::{Artifact, Cancel, Context, Lane, Saying, StageError};
+use crate::stage::{Access, Artifact, ArtifactKind, Cancel, Context, Lane, Saying, StageError};
 
 /// Gives the fingerprint with which a stage last had a result.
 pub type LastFingerprint = Box<dyn Fn(&str) -> Option<Fingerprint> + Send + Sync>;
@@ -51,12 +51,24 @@ pub enum Freshness {
     Forced,
 }
 
+/// What comes in at a port.
+pub struct Input {
+    /// What it is.
+    pub kind: ArtifactKind,
+    /// Over all that is in it: part of the key.
+    pub digest: Digest,
+    /// Its files.
+    pub placed: Placed,
+    /// `STAGE.OUTPUT`, for messages.
+    pub from: String,
+}
+
 /// One stage, ready to start.
 pub struct Task {
     /// The stage.
     pub decl: Arc<StageDecl>,
-    /// Its inputs by port, with the digests that go into the key.
-    pub inputs: BTreeMap<String, (Artifact, Digest)>,
+    /// Its inputs by port.
+    pub inputs: BTreeMap<String, Input>,
     /// Where its files are placed.
     pub folder: PathBuf,
     /// Whether the cache may answer.
@@ -98,7 +110,7 @@ impl From<CacheError> for Stop {
     fn from(error: CacheError) -> Self {
         match error {
             CacheError::Interrupted => Self::Interrupted,
-            other => Self::Failed(Failure { message: other.to_string(), help: None }),
+            other => Self::Failed(Failure { message: other.to_string(), help: other.help() }),
         }
     }
 }
@@ -133,11 +145,12 @@ impl Task {
     }
 
     fn result(&self, shared: &Shared, ended: &mut Ended) -> Result<(Status, Entry), Stop> {
-        let digests = self.inputs.iter().map(|(port, (_, digest))| (port.clone(), *digest)).collect();
+        let digests = self.inputs.iter().map(|(port, input)| (port.clone(), input.digest)).collect();
         let failed = |message| Stop::Failed(Failure { message, help: None });
         let device = self.decl.device_or(shared.device).map_err(|e| failed(e.to_string()))?;
-        let keyed = key_of(&self.decl, &digests, device, &shared.sources, &shared.cancel)
-            .map_err(StageError::from)?;
+        let keyed = self.in_time(shared, |cancel| {
+            Ok(key_of(&self.decl, &digests, device, &shared.sources, cancel).map_err(StageError::from)?)
+        })?;
         ended.key = Some((keyed.key, keyed.fingerprint.clone()));
         let stage = self.decl.id.to_string();
         let waiting = || shared.listen.on(&Event::StageWaiting { stage: stage.clone() });
@@ -149,13 +162,13 @@ impl Task {
                 Lookup::Miss(miss)
             }
         };
-        let (status, entry) = match lookup {
-            Lookup::Hit(entry) => {
+        let (status, hit) = match lookup {
+            Lookup::Hit(hit) => {
                 // A stage that warned when it ran still has the reason to.
-                for text in &entry.warnings {
+                for text in &hit.entry.warnings {
                     shared.listen.on(&Event::StageWarning { stage: stage.clone(), text: text.clone() });
                 }
-                (Status::Cached, entry)
+                (Status::Cached, hit)
             }
             Lookup::Miss(miss) => {
                 ended.why = match (shared.last)(&stage) {
@@ -179,32 +192,33 @@ impl Task {
                 (Status::Ran, self.work(shared, device, miss, keyed)?)
             }
         };
-        shared.cache.place(&entry, &self.folder)?;
-        Ok((status, entry))
+        hit.place(&self.folder)?;
+        Ok((status, hit.entry))
     }
 
-    /// Runs the stage in the folder of the miss, again on failure as often as the manifest allows.
-    fn work(&self, shared: &Shared, device: Device, miss: Miss, keyed: Keyed) -> Result<Entry, Stop> {
+    /// Runs the stage, again on failure as often as the manifest allows, each time in a new folder.
+    fn work(&self, shared: &Shared, device: Device, miss: Miss, keyed: Keyed) -> Result<Hit, Stop> {
         let start = Instant::now();
         let said = Mutex::new(Said::default());
-        let mut attempt = 0;
-        loop {
-            match self.attempt(shared, device, &miss, &said) {
-                Ok(()) => break,
-                Err(Stop::Failed(failure)) if attempt < self.decl.retries && !shared.cancel.is_set() => {
-                    attempt += 1;
+        let mut retries = 0;
+        let attempt = loop {
+            let attempt = miss.attempt()?;
+            match self.in_time(shared, |cancel| self.attempt(shared, device, &miss, &attempt, &said, cancel))
+            {
+                Ok(()) => break attempt,
+                Err(Stop::Failed(failure)) if retries < self.decl.retries && !shared.cancel.is_set() => {
+                    retries += 1;
                     let text = format!(
-                        "{}; trying again ({attempt} of {} retries)",
+                        "{}; trying again ({retries} of {} retries)",
                         shared.secrets.hide(&failure.message),
                         self.decl.retries
                     );
                     shared.listen.on(&Event::StageWarning { stage: self.decl.id.to_string(), text });
-                    miss.clear()?;
                     *said.lock().unwrap_or_else(PoisonError::into_inner) = Said::default();
                 }
                 Err(stop) => return Err(stop),
             }
-        }
+        };
         for (role, pinned) in &keyed.pinned {
             if let Some(path) = pinned.changed() {
                 return Err(Stop::Failed(Failure {
@@ -214,19 +228,55 @@ impl Task {
             }
         }
         let said = said.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let entry = miss.commit(Finished {
+        let finished = Finished {
             kind: self.decl.kind.name,
             seconds: start.elapsed().as_secs_f64(),
             outputs: self.decl.stage.outputs(),
             metrics: said.metrics,
             warnings: said.warnings,
             fingerprint: keyed.fingerprint,
-        })?;
-        Ok(entry)
+        };
+        Ok(miss.commit(attempt, finished, &shared.cancel)?)
     }
 
-    fn attempt(&self, shared: &Shared, device: Device, miss: &Miss, said: &Mutex<Said>) -> Result<(), Stop> {
-        let inputs = self.inputs.iter().map(|(port, (a, _))| (port.clone(), a.clone())).collect();
+    /// Does something that ends when the run is stopped, or fails when the stage's time is over.
+    fn in_time<T>(&self, shared: &Shared, work: impl FnOnce(&Cancel) -> Result<T, Stop>) -> Result<T, Stop> {
+        let alarm = Alarm::set(self.decl.timeout, &shared.cancel);
+        let outcome = work(&alarm.cancel);
+        let timed_out = alarm.rang();
+        match outcome {
+            Err(Stop::Interrupted) if timed_out && !shared.cancel.is_set() => {
+                let limit = self.decl.timeout.unwrap_or_default().as_secs_f64();
+                Err(Stop::Failed(Failure {
+                    message: format!("not done after its timeout of {limit} s"),
+                    help: Some(format!("raise `timeout` of `{}`", self.decl.id)),
+                }))
+            }
+            other => other,
+        }
+    }
+
+    fn attempt(
+        &self,
+        shared: &Shared,
+        device: Device,
+        miss: &Miss,
+        attempt: &Attempt,
+        said: &Mutex<Said>,
+        cancel: &Cancel,
+    ) -> Result<(), Stop> {
+        // What a stage computes from is what its key says: read and held to its digest before, by its times after.
+        let (mut inputs, mut seen) = (BTreeMap::new(), Vec::new());
+        for (port, Input { kind, placed, from, .. }) in &self.inputs {
+            let path = match self.decl.kind.access {
+                Access::Own => shared.cache.copy(placed, &attempt.inputs().join(port), cancel)?,
+                Access::Shared => {
+                    seen.push((placed, shared.cache.check(placed, cancel)?));
+                    placed.path()
+                }
+            };
+            inputs.insert(port.clone(), Artifact { kind: *kind, path, from: from.clone() });
+        }
         let stage = self.decl.id.to_string();
         let say = |saying: Saying| {
             let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
@@ -247,31 +297,24 @@ impl Task {
                 }
             });
         };
-        let alarm = Alarm::set(self.decl.timeout, &shared.cancel);
-        let (cancel, secrets) = (&alarm.cancel, &shared.secrets);
         let context = Context {
             inputs: &inputs,
-            out: miss.out(),
+            out: attempt.out(),
             unfinished: miss.unfinished(),
             lock: Some(miss.lock()),
             device,
             hub: &shared.sources.hub,
             say: &say,
             cancel,
-            secrets,
+            secrets: &shared.secrets,
             about: &shared.about,
         };
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.decl.stage.run(&context)));
-        let timed_out = alarm.rang();
-        match outcome {
-            Ok(Err(StageError::Interrupted)) if timed_out && !shared.cancel.is_set() => {
-                let limit = self.decl.timeout.unwrap_or_default().as_secs_f64();
-                Err(Stop::Failed(Failure {
-                    message: format!("not done after its timeout of {limit} s"),
-                    help: Some(format!("raise `timeout` of `{stage}`")),
-                }))
+        match catch_unwind(AssertUnwindSafe(|| self.decl.stage.run(&context))) {
+            Ok(result) => {
+                result?;
+                seen.iter().try_for_each(|(placed, seen)| seen.still(placed, cancel))?;
+                Ok(())
             }
-            Ok(result) => Ok(result?),
             Err(panic) => {
                 let text = panic
                     .downcast_ref::<String>()

@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use crate::cache::{Entry, Placed};
 use crate::clock::timestamp;
 use crate::event::{Event, RunRecord, RunStatus, StageRecord, Status};
-use crate::fingerprint::Digest;
 use crate::history::RunFolder;
-use crate::job::{Ended, Freshness, Shared, Task};
+use crate::job::{Ended, Freshness, Input, Shared, Task};
 use crate::lane::{Lanes, Track};
 use crate::manifest::{On, StageDecl, StageId};
 use crate::plan::Plan;
 use crate::scheduler::{OnFailure, Outcome, Scheduler, State};
-use crate::stage::{Artifact, Lane};
+use crate::stage::Lane;
 
 /// Which stages must not be taken from the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,11 +124,12 @@ pub fn run(
         }
     }
 
+    let mut results: BTreeMap<usize, Entry> = BTreeMap::new();
     let mut stopped = false;
     loop {
         for at in table.start() {
             let index = plan.order[at];
-            let task = task(plan, index, options, &record, folder);
+            let task = task(plan, index, options, &results, folder);
             let (shared, sender) = (shared.clone(), sender.clone());
             lanes.submit(
                 track(plan.stage(index)),
@@ -143,12 +144,14 @@ pub fn run(
             break;
         }
         match messages.recv_timeout(Duration::from_secs(3600)) {
-            Ok(Message::Ended(index, ended)) => {
+            Ok(Message::Ended(index, mut ended)) => {
                 let outcome = match ended.status {
                     Status::Ran | Status::Cached => Outcome::Done,
                     _ => Outcome::Failed,
                 };
-                note_end(&mut record.stages[index], *ended);
+                let entry = ended.entry.take();
+                note_end(&mut record.stages[index], *ended, entry.as_ref());
+                results.extend(entry.map(|entry| (index, entry)));
                 shared.listen.on(&Event::StageFinished(record.stages[index].clone()));
                 table.finish(place[&index], outcome);
             }
@@ -195,7 +198,7 @@ fn blank(stage: &StageDecl, plan: &Plan<'_>) -> StageRecord {
     }
 }
 
-fn note_end(record: &mut StageRecord, ended: Ended) {
+fn note_end(record: &mut StageRecord, ended: Ended, entry: Option<&Entry>) {
     record.status = ended.status;
     record.seconds = ended.seconds;
     record.why = ended.why.into_iter().map(|c| c.0).collect();
@@ -204,29 +207,33 @@ fn note_end(record: &mut StageRecord, ended: Ended) {
         record.key = Some(key);
         record.fingerprint = Some(fingerprint);
     }
-    if let Some(entry) = ended.entry {
+    if let Some(entry) = entry {
         record.folder = Some(format!("stages/{}", record.stage));
-        record.outputs = entry.outputs;
-        record.metrics = entry.metrics;
-        record.warnings = entry.warnings;
+        record.outputs = entry.outputs.clone();
+        record.metrics = entry.metrics.clone();
+        record.warnings = entry.warnings.clone();
     }
 }
 
 /// The task of a stage whose needs are all there.
-fn task(plan: &Plan<'_>, index: usize, options: &Options, record: &RunRecord, folder: &RunFolder) -> Task {
+fn task(
+    plan: &Plan<'_>,
+    index: usize,
+    options: &Options,
+    results: &BTreeMap<usize, Entry>,
+    folder: &RunFolder,
+) -> Task {
     let decl = Arc::new(plan.stage(index).clone());
-    let mut inputs: BTreeMap<String, (Artifact, Digest)> = BTreeMap::new();
+    let mut inputs = BTreeMap::new();
     for edge in &decl.inputs {
-        let from = plan.index(&edge.from).map(|i| &record.stages[i]);
-        let Some(output) = from.and_then(|r| r.outputs.get(&edge.output)) else { continue };
-        let mut path = folder.stage(edge.from.as_str());
-        if let [single] = output.paths.as_slice()
-            && single != "."
-        {
-            path.push(single);
-        }
+        let result = plan.index(&edge.from).and_then(|i| results.get(&i));
+        let Some((result, output)) = result.and_then(|r| Some((r, r.outputs.get(&edge.output)?))) else {
+            continue;
+        };
         let from = format!("{}.{}", edge.from, edge.output);
-        inputs.insert(edge.port.clone(), (Artifact { kind: output.kind, path, from }, output.digest));
+        let placed = Placed::new(result, &edge.output, &folder.stage(edge.from.as_str()), from.clone());
+        let input = Input { kind: output.kind, digest: output.digest, placed, from };
+        inputs.insert(edge.port.clone(), input);
     }
     let folder = folder.stage(decl.id.as_str());
     Task { freshness: options.force.freshness(&decl.id), decl, inputs, folder }

@@ -98,6 +98,15 @@ pub enum Lane {
     Device,
 }
 
+/// How a stage gets what comes in at its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It reads the result where it is, and is trusted not to write there.
+    Shared,
+    /// It has a copy of its own, with which it may do as it likes.
+    Own,
+}
+
 /// Something wrong with a configuration that can be known without running.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -175,6 +184,8 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
     const EXAMPLE: &'static str;
     /// The ports, in the order they are shown.
     const INPUTS: &'static [Port];
+    /// How it gets what comes in.
+    const ACCESS: Access = Access::Shared;
 
     /// What it writes. The first is what a bare `stage` reference means when several fit.
     fn outputs(&self) -> Vec<Output>;
@@ -250,6 +261,8 @@ pub struct Kind {
     pub example: &'static str,
     /// [`Stage::INPUTS`]
     pub inputs: &'static [Port],
+    /// [`Stage::ACCESS`]
+    pub access: Access,
     /// The JSON Schema of what stands under `with`.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
     /// Reads what stands under `with`.
@@ -272,6 +285,7 @@ impl Kind {
             about: S::ABOUT,
             example: S::EXAMPLE,
             inputs: S::INPUTS,
+            access: S::ACCESS,
             schema: schema::<S>,
             parse: parse::<S>,
         }

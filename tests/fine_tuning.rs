@@ -90,7 +90,7 @@ fn killed_with_dropout_on_it_goes_on_to_the_same_weights() {
     undisturbed.run(0, &["tweets.yaml"]);
     let mut child = project.start(&["run", "tweets.yaml"]);
     let start = Instant::now();
-    let saved = || project.files(".pipe/cache/v1/unfinished").iter().any(|f| f.0.ends_with("state.json"));
+    let saved = || project.files(".pipe/cache/v2/unfinished").iter().any(|f| f.0.ends_with("state.json"));
     while !saved() && child.try_wait().unwrap().is_none() {
         assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint");
         std::thread::sleep(Duration::from_millis(2));

