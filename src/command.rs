@@ -236,9 +236,18 @@ fn run(home: &Home, args: &Run) -> Result<Exit, Refusal> {
         for text in pinned {
             screen.on(&Event::Note { text });
         }
+        let cache = Cache::new(&home.cache());
+        if let Some(earlier) = cache.earlier() {
+            let earlier = earlier.display();
+            let text = format!(
+                "note: {earlier} is the cache of an earlier pipe and is not read: its results can't tell whether \
+                 they are damaged; remove it once no earlier pipe uses it: rm -r {earlier}"
+            );
+            screen.on(&Event::Note { text });
+        }
         let (pipeline, last_home) = (manifest.name.clone(), home.clone());
         let shared = Arc::new(Shared {
-            cache: Cache::new(&home.cache()),
+            cache,
             secrets: secrets(manifest, &sources.hub),
             sources,
             device,

@@ -294,9 +294,12 @@ impl Cache {
         Self { root: folder.join(FORMAT) }
     }
 
-    /// The folder of a cache that an earlier version of `pipe` left beside this one. Its results are not taken: they
-    /// say nothing of files' modes, and its entries can't tell whether they are damaged.
+    /// The folder of a cache that an earlier version of `pipe` left beside this one, until this one is begun. Its
+    /// results are not taken: they say nothing of files' modes, and its entries can't tell whether they are damaged.
     pub fn earlier(&self) -> Option<PathBuf> {
+        if self.root.exists() {
+            return None;
+        }
         EARLIER.iter().map(|name| self.root.with_file_name(name)).find(|folder| folder.is_dir())
     }
 
