@@ -233,7 +233,7 @@ pub fn forecast(
         }
         let device = stage.device_or(device).map_err(std::io::Error::other)?;
         let keyed = key_of(stage, &inputs, device, sources, &Cancel::default())?;
-        let forecast = match cache.peek(&keyed.key) {
+        let forecast = match cache.peek(&keyed.key, &Cancel::default()) {
             Some(entry) => {
                 known.insert(index, entry);
                 Forecast::Cached(keyed.key)

@@ -224,12 +224,7 @@ fn a_damaged_entry_is_never_served_and_is_named() {
 
 #[test]
 fn gc_says_what_it_frees_and_takes_what_killed_processes_left() {
-    let project = commands(&[(
-        "a",
-        "",
-        "head -c 3000000 /dev/zero > x",
-        "x",
-    )]);
+    let project = commands(&[("a", "", "head -c 3000000 /dev/zero > x", "x")]);
     project.run(0, &["p.yaml"]);
     let collect = || project.pipe(&["cache", "gc", "--size", "0B", "--grace", "0s"]).stdout;
     assert_eq!(

@@ -333,13 +333,13 @@ impl Cache {
 
     /// The result of this name if it is whole: its entry as it was written, every file there, of its size and not
     /// written to since. A damaged one counts as none.
-    pub fn peek(&self, key: &Key) -> Option<Entry> {
+    pub fn peek(&self, key: &Key, cancel: &Cancel) -> Option<Entry> {
         let entry: Entry = sealed::from_bytes(&fs::read(self.entry(key)).ok()?).ok()?;
-        (entry.key == *key && entry.files.iter().all(|f| self.is_whole(f))).then_some(entry)
+        (entry.key == *key && entry.files.iter().all(|f| self.is_whole(f, cancel))).then_some(entry)
     }
 
     /// Whether the blob of a file is there as it was written. Its time tells; where that changed, its content.
-    fn is_whole(&self, file: &FileRef) -> bool {
+    fn is_whole(&self, file: &FileRef, cancel: &Cancel) -> bool {
         let path = self.blob(file);
         let Ok(found) = fs::symlink_metadata(&path) else { return false };
         if !found.is_file() || found.len() != file.size || Mode::of(&found) != file.mode {
@@ -348,7 +348,7 @@ impl Cache {
         if Modified::of(&found) == file.modified {
             return true;
         }
-        let right = files::digest(&path, &Cancel::default()).is_ok_and(|digest| digest == file.digest);
+        let right = files::digest(&path, cancel).is_ok_and(|digest| digest == file.digest);
         if right {
             // A copy of the cache has times of its own: from now on this one does for a look. That it stays as it is
             // where it can't be set costs reading it again.
@@ -375,7 +375,11 @@ impl Cache {
 
     fn hit(&self, key: &Key, cancel: &Cancel) -> Result<Option<Hit>, CacheError> {
         let held = self.hold(cancel)?;
-        let Some(entry) = self.peek(key) else { return Ok(None) };
+        let Some(entry) = self.peek(key, cancel) else {
+            // One that was not read to its end is not a damaged one.
+            cancel.check()?;
+            return Ok(None);
+        };
         // When a result was last of use is the time of its entry: what gc goes by.
         if let Ok(file) = File::open(self.entry(key)) {
             let _ = file.set_modified(SystemTime::now());

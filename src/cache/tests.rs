@@ -41,7 +41,7 @@ fn a_result_comes_back_and_is_placed_read_only() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::new(dir.path());
     let made = make(&cache, "a", &[("x.txt", "one"), ("deep/y.txt", "two")]);
-    let found = cache.peek(&made.key).unwrap();
+    let found = cache.peek(&made.key, &Cancel::default()).unwrap();
     assert_eq!(found.files, made.files);
     let out = dir.path().join("placed");
     cache.place(&found, &out).unwrap();
@@ -58,7 +58,7 @@ fn a_miss_that_is_dropped_leaves_nothing() {
     let attempt = miss.attempt().unwrap();
     fs::write(attempt.out().join("half"), "…").unwrap();
     drop((attempt, miss));
-    assert!(cache.peek(&key).is_none());
+    assert!(cache.peek(&key, &Cancel::default()).is_none());
     assert!(files::walk(&cache.work()).is_empty());
 }
 
@@ -75,7 +75,7 @@ fn a_declared_output_that_is_not_there_is_refused() {
         error.to_string(),
         "the stage finished but did not write `model.gguf`, which its output `model` is made of"
     );
-    assert!(cache.peek(&key).is_none());
+    assert!(cache.peek(&key, &Cancel::default()).is_none());
 }
 
 /// Writes to a blob in place, as somebody who may can.
@@ -92,14 +92,14 @@ fn a_blob_that_was_cut_or_written_to_is_a_miss_and_one_with_another_time_is_not(
     let made = make(&cache, "a", &[("x", "one")]);
     let blob = cache.blob(&made.files[0]);
     damage(&blob, b"on");
-    assert!(cache.peek(&made.key).is_none());
+    assert!(cache.peek(&made.key, &Cancel::default()).is_none());
     damage(&blob, b"eno");
-    assert!(cache.peek(&made.key).is_none());
+    assert!(cache.peek(&made.key, &Cancel::default()).is_none());
     damage(&blob, b"one");
-    assert!(cache.peek(&made.key).is_some());
+    assert!(cache.peek(&made.key, &Cancel::default()).is_some());
     assert_eq!(Modified::of(&fs::metadata(&blob).unwrap()), made.files[0].modified);
     fs::remove_file(&blob).unwrap();
-    assert!(cache.peek(&made.key).is_none());
+    assert!(cache.peek(&made.key, &Cancel::default()).is_none());
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn verify_finds_what_its_time_does_not_tell_and_what_was_made_from_it() {
         damage(&blob, text.as_bytes());
         set_modified(&blob, made.files[at].modified).unwrap();
     }
-    assert!(cache.peek(&made.key).is_some(), "only its bytes tell");
+    assert!(cache.peek(&made.key, &Cancel::default()).is_some(), "only its bytes tell");
     let mut found = cache.verify(&Cancel::default()).unwrap();
     let file = |entry: &Entry, at: usize| Damage::File {
         key: entry.key,
@@ -143,12 +143,14 @@ fn verify_finds_what_its_time_does_not_tell_and_what_was_made_from_it() {
     found.sort_by_key(|d| format!("{d:?}"));
     expected.sort_by_key(|d| format!("{d:?}"));
     assert_eq!(found, expected);
-    assert!([&made, &other, &second, &third].iter().all(|e| cache.peek(&e.key).is_none()));
-    assert!(cache.peek(&unrelated.key).is_some());
+    assert!(
+        [&made, &other, &second, &third].iter().all(|e| cache.peek(&e.key, &Cancel::default()).is_none())
+    );
+    assert!(cache.peek(&unrelated.key, &Cancel::default()).is_some());
     assert_eq!(cache.verify(&Cancel::default()).unwrap(), []);
     // Made anew, all of it is right.
     let again = make(&cache, "a", &[("x", "one"), ("y", "two"), ("z", "three")]);
-    assert!(cache.peek(&again.key).is_some());
+    assert!(cache.peek(&again.key, &Cancel::default()).is_some());
     assert_eq!(cache.verify(&Cancel::default()).unwrap(), []);
 }
 
@@ -169,7 +171,7 @@ fn a_damaged_entry_is_a_miss_and_is_found() {
         (String::new(), "it has no seal: it is cut off, or pipe did not write it"),
     ] {
         fs::write(&path, damaged).unwrap();
-        assert!(cache.peek(&made.key).is_none());
+        assert!(cache.peek(&made.key, &Cancel::default()).is_none());
         let found = cache.verify(&Cancel::default()).unwrap();
         assert_eq!(found, [Damage::Entry { path: path.clone(), wrong: wrong.into() }]);
         assert!(!path.exists());
@@ -177,7 +179,7 @@ fn a_damaged_entry_is_a_miss_and_is_found() {
     // The right bytes under another name.
     let elsewhere = cache.entry(&key("b").0);
     fs::write(&elsewhere, bytes).unwrap();
-    assert!(cache.peek(&key("b").0).is_none());
+    assert!(cache.peek(&key("b").0, &Cancel::default()).is_none());
     assert_eq!(cache.verify(&Cancel::default()).unwrap().len(), 1);
 }
 
@@ -191,7 +193,7 @@ fn a_damaged_blob_is_replaced_by_the_next_result_with_its_content() {
     set_modified(&blob, made.files[0].modified).unwrap();
     make(&cache, "b", &[("y", "one")]);
     assert_eq!(fs::read_to_string(&blob).unwrap(), "one");
-    assert!(cache.peek(&made.key).is_some());
+    assert!(cache.peek(&made.key, &Cancel::default()).is_some());
 }
 
 #[test]
@@ -346,7 +348,7 @@ fn what_a_stage_reads_is_held_to_its_digest() {
             "the damaged result was taken out of the cache: run again, and it is made anew"
         );
     }
-    assert!(cache.peek(&made.key).is_none());
+    assert!(cache.peek(&made.key, &Cancel::default()).is_none());
 }
 
 #[test]
@@ -390,15 +392,15 @@ fn collection_drops_the_least_recently_used_and_keeps_shared_blobs() {
     let new = make(&cache, "new", &[("x", "shared")]);
     last_used(&cache, &old, 60);
     assert_eq!(collect(&cache, 6, &[]), Collected { entries: 1, blobs: 1, bytes: 8, ..Collected::default() });
-    assert!(cache.peek(&old.key).is_none());
-    assert!(cache.peek(&new.key).is_some());
+    assert!(cache.peek(&old.key, &Cancel::default()).is_none());
+    assert!(cache.peek(&new.key, &Cancel::default()).is_some());
     // A look that finds it is a use.
     let other = make(&cache, "other", &[("x", "123456")]);
     last_used(&cache, &new, 120);
     last_used(&cache, &other, 60);
     assert!(matches!(cache.lookup(&new.key, &Cancel::default(), || ()).unwrap(), Lookup::Hit(_)));
     assert_eq!(collect(&cache, 6, &[]).entries, 1);
-    assert!(cache.peek(&new.key).is_some());
+    assert!(cache.peek(&new.key, &Cancel::default()).is_some());
 }
 
 #[test]
@@ -453,12 +455,12 @@ fn a_collection_waits_for_a_result_that_is_being_named() {
     std::thread::scope(|scope| {
         let collecting = scope.spawn(|| collect(&cache, 0, &[key]));
         std::thread::sleep(Duration::from_millis(200));
-        assert!(cache.peek(&old.key).is_some() && !collecting.is_finished());
+        assert!(cache.peek(&old.key, &Cancel::default()).is_some() && !collecting.is_finished());
         hit.place(&dir.path().join("placed")).unwrap();
         drop(hit);
         assert_eq!(collecting.join().unwrap().entries, 1);
     });
-    assert!(cache.peek(&key).is_some());
+    assert!(cache.peek(&key, &Cancel::default()).is_some());
 }
 
 #[test]
@@ -513,5 +515,5 @@ fn collection_leaves_what_is_young() {
     let entry = make(&cache, "a", &[("x", "one")]);
     let limit = Limit { bytes: Some(0), grace: Duration::from_secs(600), ..Limit::default() };
     assert_eq!(cache.gc(&limit, &Default::default(), &Cancel::default()).unwrap(), Collected::default());
-    assert!(cache.peek(&entry.key).is_some());
+    assert!(cache.peek(&entry.key, &Cancel::default()).is_some());
 }
