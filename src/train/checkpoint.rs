@@ -2,7 +2,8 @@
 //!
 //! Knows tensors by name, the optimizer's moments and the loop's counters; does not know what is trained. A
 //! checkpoint is a folder `step-N` with `state.json` and `tensors.safetensors`, sealed with their digests, written
-//! under another name and renamed, so that a half one is never met and a damaged one never taken.
+//! under another name and renamed, so that a half one is never met and a damaged one never taken. Beside it,
+//! `step-N.journal` knows what had been written down by then, which may be another text for the same training.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use super::TrainError;
 use super::recipe::Every;
 use super::training::Course;
 use crate::cancel::Cancel;
+use crate::files;
 use crate::fingerprint::Digest;
 use crate::sealed;
 
@@ -35,9 +37,6 @@ pub struct State {
     pub best: Option<Best>,
     /// Evaluations since then.
     pub waited: usize,
-    /// What whoever listens had written down until here.
-    #[serde(default)]
-    pub journal: Option<Journal>,
 }
 
 /// What was written down until some step, to know it again.
@@ -124,6 +123,7 @@ pub struct Beginning {
 pub struct Resumed {
     folder: PathBuf,
     state: State,
+    journal: Option<Journal>,
     tensors: File,
     metadata: Metadata,
     /// Where the tensors' bytes begin.
@@ -142,6 +142,12 @@ struct Index<S, M> {
     format: u32,
     made_with: M,
     state: S,
+}
+
+/// What [`journal_of`] a checkpoint holds.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    journal: Option<Journal>,
 }
 
 const FORMAT: u32 = 2;
@@ -200,12 +206,8 @@ impl Checkpoints {
         own.sort_by_key(|(step, ..)| *step);
         let mut own = own.into_iter();
         while let Some((step, timing, folder)) = own.next() {
-            let found = self.check(&folder).and_then(|()| {
-                let found = Resumed::open(&folder, made_with)?;
-                match &found.state.journal {
-                    Some(journal) => has(journal).map_err(Unusable::Otherwise)?,
-                    None => {}
-                }
+            let found = self.own(&folder, made_with).and_then(|found| {
+                found.journal.as_ref().map_or(Ok(()), &mut *has).map_err(Unusable::Otherwise)?;
                 Ok(found)
             });
             let fault = match found {
@@ -218,9 +220,9 @@ impl Checkpoints {
                 Err(Unusable::Otherwise(reason)) => format!("can't be gone on from: {reason}"),
             };
             faults.push(format!("the checkpoint after step {step} {fault}"));
-            remove(&folder)?;
+            forget(&folder)?;
             if timing == Timing::Asked {
-                own.by_ref().try_for_each(|(.., folder)| remove(&folder))?;
+                own.by_ref().try_for_each(|(.., folder)| forget(&folder))?;
             }
         }
         let from = match (&resumed, &self.from) {
@@ -236,6 +238,18 @@ impl Checkpoints {
         Ok(Beginning { resumed: resumed.or(from), warnings })
     }
 
+    /// A checkpoint of the folder.
+    fn own(&self, folder: &Path, made_with: &BTreeMap<String, String>) -> Result<Resumed, Unusable> {
+        self.check(folder)?;
+        let mut found = Resumed::open(folder, made_with)?;
+        let path = journal_of(folder);
+        let bytes = fs::read(&path).map_err(|e| Unusable::Damaged(format!("{}: {e}", path.display())))?;
+        let kept: Kept =
+            sealed::from_bytes(&bytes).map_err(|e| Unusable::Damaged(format!("{}: {e}", path.display())))?;
+        found.journal = kept.journal;
+        Ok(found)
+    }
+
     /// Holds a checkpoint to its seal.
     fn check(&self, folder: &Path) -> Result<(), Unusable> {
         sealed::check_folder(folder, &self.cancel).map_err(|reason| match self.cancel.is_set() {
@@ -249,20 +263,14 @@ impl Checkpoints {
         let is_sealed = folder.join(sealed::SEAL).exists() || format_of(folder) != Some(UNSEALED);
         let is_there = folder.join(STATE).exists();
         let checked = if is_sealed && is_there { self.check(folder) } else { Ok(()) };
-        let mut found =
-            checked.and_then(|()| Resumed::open(folder, made_with)).map_err(|fault| match fault {
-                Unusable::Interrupted => TrainError::Interrupted,
-                Unusable::Damaged(reason) => TrainError::Checkpoint {
-                    folder: folder.to_path_buf(),
-                    reason: format!("it is damaged: {reason}"),
-                },
-                Unusable::Otherwise(reason) => {
-                    TrainError::Checkpoint { folder: folder.to_path_buf(), reason }
-                }
-            })?;
-        // That was written down elsewhere.
-        found.state.journal = None;
-        Ok(found)
+        checked.and_then(|()| Resumed::open(folder, made_with)).map_err(|fault| match fault {
+            Unusable::Interrupted => TrainError::Interrupted,
+            Unusable::Damaged(reason) => TrainError::Checkpoint {
+                folder: folder.to_path_buf(),
+                reason: format!("it is damaged: {reason}"),
+            },
+            Unusable::Otherwise(reason) => TrainError::Checkpoint { folder: folder.to_path_buf(), reason },
+        })
     }
 
     /// Holds those that stay to their seals.
@@ -289,6 +297,7 @@ impl Checkpoints {
     pub fn save(
         &self,
         state: &State,
+        journal: Option<Journal>,
         made_with: &BTreeMap<String, String>,
         tensors: &[Numbers],
         timing: Timing,
@@ -319,7 +328,12 @@ impl Checkpoints {
         fs::write(&path, text).map_err(at(&path))?;
         sync(&path)?;
         sealed::seal_folder(&half).map_err(at(&half))?;
-        remove(&whole)?;
+        forget(&whole)?;
+        let path = journal_of(&whole);
+        sealed::to_bytes(&Kept { journal })
+            .map_err(io::Error::from)
+            .and_then(|bytes| files::write_atomically(&path, &bytes))
+            .map_err(at(&path))?;
         fs::rename(&half, &whole).map_err(at(&whole))?;
         let mut named = self.named(prefix);
         let stay = match timing {
@@ -327,7 +341,22 @@ impl Checkpoints {
             Timing::Interim => 1,
         };
         named.truncate(named.len().saturating_sub(stay));
-        named.iter().try_for_each(|(_, old)| remove(old))
+        named.iter().try_for_each(|(_, old)| forget(old))
+    }
+}
+
+/// Where it stands what had been written down when a checkpoint was made.
+fn journal_of(folder: &Path) -> PathBuf {
+    folder.with_extension("journal")
+}
+
+/// Removes a checkpoint.
+fn forget(folder: &Path) -> Result<(), TrainError> {
+    remove(folder)?;
+    let path = journal_of(folder);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(&path)(e)),
+        _ => Ok(()),
     }
 }
 
@@ -364,12 +393,17 @@ impl Resumed {
         }
         let tensors = File::open(folder.join(TENSORS)).map_err(|e| damaged(TENSORS, e.to_string()))?;
         let (start, metadata) = header(&tensors).map_err(|reason| damaged(TENSORS, reason))?;
-        Ok(Self { folder: folder.to_path_buf(), state: index.state, tensors, metadata, start })
+        Ok(Self { folder: folder.to_path_buf(), state: index.state, journal: None, tensors, metadata, start })
     }
 
     /// The loop's counters.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// What had been written down by then.
+    pub fn journal(&self) -> Option<&Journal> {
+        self.journal.as_ref()
     }
 
     /// The loop's counters.

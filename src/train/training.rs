@@ -175,16 +175,18 @@ impl Training<'_> {
     ) -> Result<Course, TrainError> {
         self.check(learner)?;
         let mut run = Run::new(self, learner)?;
+        let mut journal = None;
         if let Some(checkpoints) = self.checkpoints {
             let made_with = run.made_with(learner)?;
             let Beginning { resumed, warnings } =
                 checkpoints.resume(&made_with, &mut |journal| observer.has(journal))?;
             warnings.iter().for_each(|text| observer.warning(text));
             if let Some(resumed) = resumed {
+                journal = resumed.journal().cloned();
                 run.restore(resumed, learner)?;
             }
         }
-        observer.begins(run.state.course.steps, run.state.journal.as_ref())?;
+        observer.begins(run.state.course.steps, journal.as_ref())?;
         let outcome = run.go(learner, observer);
         if matches!(outcome, Err(TrainError::Interrupted)) && run.state.course.steps > run.saved {
             run.save(learner, observer, Timing::Interim)?;
@@ -514,7 +516,7 @@ impl<'a> Run<'a> {
         self.settle(learner, observer)?;
         let step = self.state.course.steps;
         let start = Instant::now();
-        self.state.journal = observer.checkpoint(step)?;
+        let journal = observer.checkpoint(step)?;
         let made_with = self.made_with(learner)?;
         let mut numbers = Vec::new();
         for (i, tensor) in learner.states()?.into_iter().enumerate() {
@@ -529,7 +531,7 @@ impl<'a> Run<'a> {
                 best,
             });
         }
-        checkpoints.save(&self.state, &made_with, &numbers, timing)?;
+        checkpoints.save(&self.state, journal, &made_with, &numbers, timing)?;
         (self.saved, self.saved_at, self.saving) = (step, Instant::now(), start.elapsed());
         Ok(())
     }
