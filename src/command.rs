@@ -261,7 +261,7 @@ fn run(home: &Home, args: &Run) -> Result<Exit, Refusal> {
         let mut asked = false;
         ctrlc::set_handler(move || {
             if std::mem::replace(&mut asked, true) {
-                crate::children::kill_all();
+                crate::subprocess::kill_all();
                 std::process::exit(i32::from(Exit::Interrupted.code()));
             }
             if let Ok(stop) = stop.lock() {

@@ -37,11 +37,11 @@ pub mod hub;
 
 // Stage kinds, and what flows between them.
 pub mod artifact;
-pub mod children;
 pub mod formats;
 pub mod secrets;
 pub mod stage;
 pub mod stages;
+pub mod subprocess;
 
 // Leaves that all may use.
 pub mod cancel;

@@ -6,5 +6,8 @@ use clap::Parser;
 use pipe::cli::Cli;
 
 fn main() -> ExitCode {
+    if let Some(code) = pipe::subprocess::called(std::env::args_os()) {
+        return code;
+    }
     ExitCode::from(pipe::command::execute(Cli::parse()).code())
 }

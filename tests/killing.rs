@@ -3,8 +3,9 @@
 
 mod project;
 
+use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use project::{Project, Summary};
 
@@ -74,8 +75,9 @@ fn killed_three_times_training_goes_on_from_its_checkpoints_to_the_same_bytes() 
     let steps = undisturbed.run(0, &["tweets.yaml"]);
     assert_eq!(steps.with_status("ran").len(), 6);
     let saved = || {
-        let files = project.files(".pipe/cache/v2/unfinished");
-        files.iter().filter(|(path, ..)| path.ends_with("state.json")).map(|(path, ..)| path.clone()).max()
+        let mut files = unfinished(&project);
+        files.retain(|(path, _)| path.ends_with("state.json"));
+        files.into_iter().map(|(path, _)| path).max()
     };
     let mut seen = None;
     for _ in 0..3 {
@@ -99,7 +101,66 @@ fn killed_three_times_training_goes_on_from_its_checkpoints_to_the_same_bytes() 
     // Two checkpoints are part of the result, and nothing unfinished is left.
     let kept = std::fs::read_dir(project.path(".pipe/runs/latest/stages/prompt/checkpoints")).unwrap();
     assert_eq!(kept.count(), 2);
-    assert!(project.files(".pipe/cache/v2/unfinished").is_empty());
+    assert!(unfinished(&project).is_empty());
+}
+
+/// What is kept of work that was not done, with the times at which it was written.
+fn unfinished(project: &Project) -> Vec<(PathBuf, SystemTime)> {
+    let files = project.files(".pipe/cache").into_iter();
+    let is_part = |path: &Path| path.components().any(|part| part.as_os_str() == "unfinished");
+    files.filter(|(path, ..)| is_part(path)).map(|(path, _, time)| (path, time)).collect()
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_and_training_comes_to_the_same_bytes() {
+    let (undisturbed, project) = (Project::tweets(), Project::tweets());
+    for project in [&undisturbed, &project] {
+        long(project);
+        project.edit("tweets.yaml", "batch_size: 4", "batch_size: 4\n      save_every: 20\n      keep: 2");
+    }
+    undisturbed.run(0, &["tweets.yaml"]);
+    let mut expected = None;
+    for (file, warning) in [
+        ("tensors.safetensors", "is damaged: tensors.safetensors is not what its digest says; training "),
+        ("state.json", "is damaged: state.json is not what its digest says; training "),
+        ("steps.jsonl", "can't be gone on from: steps.jsonl is not what it was then; training starts over"),
+    ] {
+        let began = SystemTime::now();
+        // What is being written is no checkpoint yet.
+        let whole = || {
+            let mut files = unfinished(&project);
+            files.retain(|(path, _)| !path.components().any(|part| part.as_os_str() == "half"));
+            files
+        };
+        let saved = || whole().iter().any(|(path, time)| path.ends_with("state.json") && *time > began);
+        let mut child = project.start(&["run", "tweets.yaml", "--json"]);
+        until("another checkpoint", || saved() || child.try_wait().unwrap().is_some());
+        signal(&child, "-KILL");
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(expected.is_none_or(|expected| said.contains(expected)), "{expected:?}: {said}");
+        let mut found = whole();
+        found.retain(|(path, _)| path.ends_with(file));
+        let (path, _) = found.into_iter().max_by_key(|(_, time)| *time).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = if file == "steps.jsonl" { 10 } else { bytes.len() - 7 };
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        expected = Some(warning);
+    }
+    let last = project.pipe(&["run", "tweets.yaml", "--json"]);
+    assert_eq!(last.code, Some(0), "{}", last.stderr);
+    assert!(last.stdout.contains(expected.unwrap()), "{}", last.stdout);
+    assert_eq!(project.adapter(), undisturbed.adapter());
+    let stage = ".pipe/runs/latest/stages/prompt";
+    let steps = |project: &Project| project.read(&format!("{stage}/steps.jsonl")).lines().count();
+    assert_eq!(steps(&project), steps(&undisturbed));
+    for file in
+        ["metrics.json", "checkpoints/step-1200/tensors.safetensors", "checkpoints/step-1180/seal.json"]
+    {
+        let read = |project: &Project| std::fs::read(project.path(&format!("{stage}/{file}"))).unwrap();
+        assert!(read(&project) == read(&undisturbed), "{file}");
+    }
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use numbers::{data, ids, json, load, tensors};
+use pipe::cancel::Cancel;
 use pipe::model::Decoder;
 use pipe::model::decoder::Keep;
-use pipe::train::checkpoint::Checkpoints;
+use pipe::train::checkpoint::{Checkpoints, Journal};
 use pipe::train::order::Shuffle;
 use pipe::train::recipe::{EarlyStopping, Every, Length};
 use pipe::train::soft_prompt::SoftPrompt;
@@ -45,6 +46,7 @@ fn checkpoints(folder: &Path) -> Checkpoints {
         keep: 2,
         interval: Duration::from_secs(3600),
         from: None,
+        cancel: Cancel::default(),
     }
 }
 
@@ -54,10 +56,11 @@ struct Stop {
     after: Option<usize>,
     kill: bool,
     seen: Vec<(usize, Vec<usize>, f64)>,
+    warnings: Vec<String>,
 }
 
 impl<L> Observer<L> for Stop {
-    fn begins(&mut self, step: usize) -> Result<(), TrainError> {
+    fn begins(&mut self, step: usize, _: Option<&Journal>) -> Result<(), TrainError> {
         self.seen.truncate(step);
         Ok(())
     }
@@ -67,6 +70,9 @@ impl<L> Observer<L> for Stop {
             true => Err(TrainError::Observer("killed".into())),
             false => Ok(()),
         }
+    }
+    fn warning(&mut self, text: &str) {
+        self.warnings.push(text.into());
     }
     fn cancelled(&self) -> bool {
         !self.kill && self.after.is_some_and(|after| self.seen.len() >= after)
@@ -151,21 +157,89 @@ fn a_checkpoint_of_another_training_is_refused_and_says_where_they_differ() {
     let tensors = dir.path().join("step-10/tensors.safetensors");
     std::fs::write(&tensors, &std::fs::read(&tensors).unwrap()[..300]).unwrap();
     let message = refusal(recipe(), "step-10");
-    assert!(message.starts_with("FOLDER: tensors.safetensors: "), "{message}");
+    assert!(message.starts_with("FOLDER: it is damaged: tensors.safetensors has 300 bytes; "), "{message}");
+}
+
+/// Changes one bit of a file.
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
 }
 
 #[test]
-fn a_damaged_checkpoint_is_passed_over_for_an_older_one() {
+fn a_damaged_checkpoint_is_never_taken() {
+    let model = load(&data("llama"));
+    let (prompt, _) = run(&model, &recipe(), None, &mut Stop::default());
+    let tensors = "tensors.safetensors";
+    let end = |path: &Path| std::fs::metadata(path).unwrap().len() as usize - 1;
+    for (kill, damage, expected) in [
+        // A number of the newest that was to stay; the one that Ctrl-C left; the list of digests; a file that is gone.
+        (
+            true,
+            &(|f: &Path| flip(&f.join("step-4").join(tensors), end(&f.join("step-4").join(tensors))))
+                as &dyn Fn(&Path),
+            "the checkpoint after step 4 is damaged: tensors.safetensors is not what its digest says; training goes on after step 2",
+        ),
+        (
+            false,
+            &|f: &Path| flip(&f.join("interim-5/state.json"), 40),
+            "the checkpoint after step 5 is damaged: state.json is not what its digest says; training goes on after step 4",
+        ),
+        (
+            true,
+            &|f: &Path| flip(&f.join("step-4/seal.json"), 40),
+            "the checkpoint after step 4 is damaged: seal.json: it is not what was written: its seal does not fit; training goes on after step 2",
+        ),
+        (
+            true,
+            &|f: &Path| std::fs::remove_file(f.join("step-4/seal.json")).unwrap(),
+            "the checkpoint after step 4 is damaged: seal.json: No such file or directory (os error 2); training goes on after step 2",
+        ),
+        // Later ones go with one that was to stay: it has to be made again, and they come after it.
+        (
+            true,
+            &|f: &Path| flip(&f.join("step-2").join(tensors), 100),
+            "the checkpoint after step 2 is damaged: tensors.safetensors is not what its digest says; training starts over",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = checkpoints(dir.path());
+        let mut observer = Stop { after: Some(5), kill, ..Stop::default() };
+        run(&model, &recipe(), Some(&checkpoints), &mut observer).1.unwrap_err();
+        damage(dir.path());
+        observer.after = None;
+        let (again, course) = run(&model, &recipe(), Some(&checkpoints), &mut observer);
+        assert_eq!((again, course.unwrap().steps), (prompt.clone(), 12), "{expected}");
+        assert_eq!(observer.warnings, [expected]);
+        let kept: Vec<_> = checkpoints.kept().iter().map(|p| p.file_name().unwrap().to_owned()).collect();
+        assert_eq!(kept, ["step-10", "step-12"]);
+        checkpoints.verify_kept().unwrap();
+    }
+}
+
+#[test]
+fn a_checkpoint_from_before_there_were_seals_is_taken_if_it_is_named() {
     let model = load(&data("llama"));
     let (prompt, _) = run(&model, &recipe(), None, &mut Stop::default());
     let dir = tempfile::tempdir().unwrap();
-    let checkpoints = checkpoints(dir.path());
-    let mut observer = Stop { after: Some(5), kill: true, ..Stop::default() };
-    run(&model, &recipe(), Some(&checkpoints), &mut observer).1.unwrap_err();
-    std::fs::write(dir.path().join("step-4/tensors.safetensors"), "half").unwrap();
-    observer.after = None;
-    let (again, course) = run(&model, &recipe(), Some(&checkpoints), &mut observer);
+    run(&model, &recipe(), Some(&checkpoints(dir.path())), &mut Stop::default()).1.unwrap();
+    let old = dir.path().join("step-10");
+    let state = std::fs::read_to_string(old.join("state.json")).unwrap();
+    std::fs::write(old.join("state.json"), state.replace("\"format\": 2", "\"format\": 1")).unwrap();
+    std::fs::remove_file(old.join("seal.json")).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let named = Checkpoints { from: Some(old.clone()), ..checkpoints(elsewhere.path()) };
+    let mut observer = Stop::default();
+    let (again, course) = run(&model, &recipe(), Some(&named), &mut observer);
     assert_eq!((again, course.unwrap().steps), (prompt, 12));
+    assert_eq!(observer.seen.len(), 2);
+    // One of today needs its seal.
+    std::fs::write(old.join("state.json"), state).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let named = Checkpoints { from: Some(old.clone()), ..checkpoints(elsewhere.path()) };
+    let error = run(&model, &recipe(), Some(&named), &mut Stop::default()).1.unwrap_err().to_string();
+    assert!(error.ends_with(": it is damaged: seal.json: No such file or directory (os error 2)"), "{error}");
 }
 
 #[test]

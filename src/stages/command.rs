@@ -1,24 +1,24 @@
 //! `command`: any program as a stage.
 //!
-//! Knows how a program is started, listened to and ended with all it started; does not know what it does.
+//! Knows how a program is listened to and asked to end; does not know what it does, nor how all it starts is found.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Component, Path};
-use std::process::{Child, Command as Process, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::children::{self, Registered};
 use crate::secrets::Secrets;
 use crate::stage::{ANY_PORT, Access, ArtifactKind, Context, Fault, Lane, Output, Port, Stage, StageError};
+use crate::subprocess::{self, Ended, Left, Program, Spec};
 
 /// Everything the program wrote, but for secrets, in the stage's folder.
 const LOG: &str = "command.log";
@@ -30,8 +30,14 @@ const LAST_LINES: usize = 20;
 const LINE_BYTES: u64 = 16 * 1024;
 /// How long a program that is asked to end has for it.
 const GRACE: Duration = Duration::from_secs(3);
-/// How often a silent program is looked at.
+/// How often is looked whether to stop.
 const TICK: Duration = Duration::from_millis(20);
+/// How long what a program that is over had written is waited for.
+const REST: Duration = Duration::from_secs(1);
+/// Characters of a command line that are shown.
+const COMMAND_CHARS: usize = 60;
+/// Processes that are shown.
+const NAMED: usize = 10;
 
 /// Runs a program in the stage's own folder.
 ///
@@ -143,11 +149,16 @@ smollm2:
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
         let mut log = Log::new(context)?;
-        let status = self.follow(context, &mut log)?;
-        log.file.flush().map_err(|e| StageError::io(&context.out.join(LOG), &e))?;
-        if !status.success() {
-            return Err(StageError::failed(format!("the program {}{}", ending(status), log.last_lines())));
+        let ended = self.follow(context, &mut log)?;
+        tell_left(context, &ended)?;
+        if !ended.status.success() {
+            return Err(StageError::failed(format!(
+                "the program {}{}",
+                ending(ended.status),
+                log.last_lines()
+            )));
         }
+        log.put()?;
         for (name, output) in &self.outputs {
             self.written(context.out, name, &output.path)?;
         }
@@ -177,59 +188,54 @@ fn ending(status: ExitStatus) -> String {
 }
 
 impl Command {
-    fn process(&self, context: &Context<'_>) -> Result<Process, StageError> {
+    fn spec(&self, context: &Context<'_>) -> Result<Spec, StageError> {
         let absolute = |path: &Path| std::path::absolute(path).map_err(|e| StageError::io(path, &e));
-        let mut process = match &self.run {
-            Run::Shell(text) => {
-                let mut shell = Process::new("sh");
-                shell.args(["-e", "-c", text]);
-                shell
-            }
+        let (program, arguments) = match &self.run {
+            Run::Shell(text) => ("sh", vec!["-e".into(), "-c".into(), text.into()]),
             Run::Program(words) => {
                 let (program, arguments) =
                     words.split_first().ok_or_else(|| StageError::failed("there is nothing to run"))?;
-                let mut process = Process::new(program);
-                process.args(arguments);
-                process
+                (program.as_str(), arguments.iter().map(OsString::from).collect())
             }
         };
-        process.envs(&self.env).env("PIPE_OUTPUT", absolute(context.out)?);
+        let mut variables: Vec<(OsString, OsString)> =
+            self.env.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let folder = absolute(context.out)?;
+        variables.push(("PIPE_OUTPUT".into(), folder.clone().into()));
         for (port, artifact) in context.inputs {
-            process.env(variable(port), absolute(&artifact.path)?);
+            variables.push((variable(port).into(), absolute(&artifact.path)?.into()));
         }
-        process.current_dir(context.out).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Ok(process)
+        Ok(Spec { program: program.into(), arguments, variables, folder })
     }
 
     /// Runs the program to its end, or to the end of the user's patience.
-    fn follow(&self, context: &Context<'_>, log: &mut Log<'_>) -> Result<ExitStatus, StageError> {
-        let mut process = self.process(context)?;
-        let mut group = Group::start(&mut process).map_err(|e| {
-            StageError::failed(format!("`{}` can't be started: {e}", process.get_program().to_string_lossy()))
-        })?;
-        let lines = group.lines(context.secrets);
-        loop {
+    fn follow(&self, context: &Context<'_>, log: &mut Log<'_>) -> Result<Ended, StageError> {
+        let spec = self.spec(context)?;
+        let name = spec.program.to_string_lossy();
+        let running = Running::start(&spec, context)
+            .map_err(|e| StageError::failed(format!("`{name}` can't be started: {e}")))?;
+        let ended = loop {
             if context.cancel.is_set() {
-                group.stop(&lines);
+                running.stop();
                 return Err(StageError::Interrupted);
             }
-            match lines.recv_timeout(TICK) {
-                Ok(line) => log.take(&line)?,
+            match running.events.recv_timeout(TICK) {
+                Ok(Event::Line(line)) => log.take(&line)?,
+                Ok(Event::Ended(ended)) => break ended,
                 Err(RecvTimeoutError::Timeout) => {}
-                // The program closed its outputs, and may still be at work.
-                Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK / 10),
+                Err(RecvTimeoutError::Disconnected) => break Err(io::Error::other("nobody watches over it")),
             }
-            if group.has_exited() {
-                break;
+        };
+        let ended = ended.map_err(|e| StageError::failed(format!("the program can't be waited for: {e}")))?;
+        // What is still under way in the pipes. All that could write to them is dead, or holds them up in vain.
+        let over = Instant::now();
+        while over.elapsed() < REST {
+            match running.events.recv_timeout(REST) {
+                Ok(Event::Line(line)) => log.take(&line)?,
+                Ok(Event::Ended(_)) | Err(_) => break,
             }
         }
-        let status =
-            group.end().map_err(|e| StageError::failed(format!("the program can't be waited for: {e}")))?;
-        // What is still under way in the pipes; the wait is for a process that left the group and holds them.
-        while let Ok(line) = lines.recv_timeout(TICK * 10) {
-            log.take(&line)?;
-        }
-        Ok(status)
+        Ok(ended)
     }
 
     /// Holds a declared output to what is there.
@@ -249,71 +255,95 @@ impl Command {
     }
 }
 
-/// A program and all it starts: a process group of its own, killed when this is dropped.
-struct Group {
-    leader: Child,
-    /// Until it is ended.
-    registered: Option<Registered>,
+/// What is heard of a program.
+enum Event {
+    /// A line on either output, without secrets.
+    Line(Vec<u8>),
+    /// It is over, and so is all it started.
+    Ended(io::Result<Ended>),
 }
 
-impl Group {
-    fn start(process: &mut Process) -> std::io::Result<Self> {
-        let (leader, registered) = children::start(process)?;
-        Ok(Self { leader, registered: Some(registered) })
+/// A program under way; it and all it started are killed when this is dropped.
+struct Running {
+    program: Program,
+    /// Closed when it is over and all it wrote is read.
+    events: Receiver<Event>,
+}
+
+impl Running {
+    fn start(spec: &Spec, context: &Context<'_>) -> io::Result<Self> {
+        let (program, outputs, ending) = subprocess::start(spec, context.lock)?;
+        let (send, events) = sync_channel(256);
+        // The readers end with the pipes, or when nobody listens any more.
+        let (to, secrets) = (send.clone(), context.secrets.clone());
+        thread::spawn(move || pass_on(outputs.out, &secrets, &to));
+        let (to, secrets) = (send.clone(), context.secrets.clone());
+        thread::spawn(move || pass_on(outputs.err, &secrets, &to));
+        thread::spawn(move || send.send(Event::Ended(ending.wait())));
+        Ok(Self { program, events })
     }
 
-    /// What the program writes on both outputs, line by line and without secrets. The readers end with the
-    /// pipes, or when nobody listens any more.
-    fn lines(&mut self, secrets: &Secrets) -> Receiver<Vec<u8>> {
-        let (send, receive) = sync_channel(256);
-        if let Some(out) = self.leader.stdout.take() {
-            let (send, secrets) = (send.clone(), secrets.clone());
-            thread::spawn(move || pass_on(out, &secrets, &send));
+    /// Asks the program to end, and sees to it that it does.
+    fn stop(&self) {
+        self.program.terminate();
+        if !self.ends_within(GRACE) {
+            self.program.kill();
+            self.ends_within(GRACE);
         }
-        if let Some(err) = self.leader.stderr.take() {
-            let secrets = secrets.clone();
-            thread::spawn(move || pass_on(err, &secrets, &send));
-        }
-        receive
     }
 
-    /// Whether the leader is done. [`Group::end`] has to follow at once, while its number still means this
-    /// group.
-    fn has_exited(&mut self) -> bool {
-        !matches!(self.leader.try_wait(), Ok(None))
-    }
-
-    /// Asks the group to end, and sees to it that it does. Its lines are taken off so that none of it hangs
-    /// in writing one.
-    fn stop(&mut self, lines: &Receiver<Vec<u8>>) {
-        if let Some(group) = &self.registered {
-            group.signal(Signal::SIGTERM);
-        }
-        let asked = Instant::now();
-        while !self.has_exited() && asked.elapsed() < GRACE {
-            if let Err(RecvTimeoutError::Disconnected) = lines.recv_timeout(TICK) {
-                thread::sleep(TICK);
+    /// Waits for the end. Lines are taken off so that the program does not hang in writing one.
+    fn ends_within(&self, limit: Duration) -> bool {
+        let began = Instant::now();
+        loop {
+            match self.events.recv_timeout(limit.saturating_sub(began.elapsed())) {
+                Ok(Event::Line(_)) if began.elapsed() < limit => {}
+                Ok(Event::Line(_)) | Err(RecvTimeoutError::Timeout) => return false,
+                Ok(Event::Ended(_)) | Err(RecvTimeoutError::Disconnected) => return true,
             }
         }
-        let _ = self.end();
-    }
-
-    /// Kills what is left of the group, and gives how the leader ended.
-    fn end(&mut self) -> std::io::Result<ExitStatus> {
-        if let Some(group) = self.registered.take() {
-            group.signal(Signal::SIGKILL);
-        }
-        self.leader.wait()
     }
 }
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = self.end();
+/// The processes in words: `sh -c … (pid 123), sleep 60 (pid 124)`.
+fn named(processes: &[Left], secrets: &Secrets) -> String {
+    let name = |process: &Left| {
+        // Secrets first: what is cut in two would not be known for one.
+        let command = secrets.hide(&process.command);
+        let words: Vec<&str> = command.split(|c: char| c.is_whitespace() || c.is_control()).collect();
+        let words = words.join(" ");
+        let short: String = words.chars().take(COMMAND_CHARS).collect();
+        let more = if short.len() < words.len() { "…" } else { "" };
+        format!("{short}{more} (pid {})", process.id)
+    };
+    let mut names: Vec<String> = processes.iter().take(NAMED).map(name).collect();
+    if processes.len() > NAMED {
+        names.push(format!("and {} more", processes.len() - NAMED));
     }
+    names.join(", ")
 }
 
-fn pass_on(from: impl Read, secrets: &Secrets, to: &SyncSender<Vec<u8>>) {
+/// Says what the program left behind; refuses what is still there.
+fn tell_left(context: &Context<'_>, ended: &Ended) -> Result<(), StageError> {
+    if !ended.stuck.is_empty() {
+        return Err(StageError::with_help(
+            format!(
+                "the program left processes behind that do not end: {}",
+                named(&ended.stuck, context.secrets)
+            ),
+            "they may still write into the result, so it is not taken; end them, then run again",
+        ));
+    }
+    let names = named(&ended.left, context.secrets);
+    match ended.left.len() {
+        0 => {}
+        1 => context.warn(format!("the program left a process behind, which was ended: {names}")),
+        n => context.warn(format!("the program left {n} processes behind, which were ended: {names}")),
+    }
+    Ok(())
+}
+
+fn pass_on(from: impl Read, secrets: &Secrets, to: &SyncSender<Event>) {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
     loop {
@@ -323,7 +353,7 @@ fn pass_on(from: impl Read, secrets: &Secrets, to: &SyncSender<Vec<u8>>) {
         // Where a line is cut a secret may be under way: what may be its beginning waits for the rest.
         let kept = if goes_on { secrets.longest().saturating_sub(1).min(line.len()) } else { 0 };
         let rest = line.split_off(line.len() - kept);
-        if !line.is_empty() && to.send(line).is_err() || read == 0 {
+        if !line.is_empty() && to.send(Event::Line(line)).is_err() || read == 0 {
             return;
         }
         line = rest;
@@ -339,10 +369,27 @@ struct Log<'a> {
 }
 
 impl<'a> Log<'a> {
+    /// Without a name until the program is over: it could write into it.
     fn new(context: &'a Context<'a>) -> Result<Self, StageError> {
-        let path = context.out.join(LOG);
-        let file = File::create(&path).map_err(|e| StageError::io(&path, &e))?;
+        let file = tempfile::tempfile_in(context.out).map_err(|e| StageError::io(context.out, &e))?;
         Ok(Self { context, file: BufWriter::new(file), last: VecDeque::new(), count: 0 })
+    }
+
+    /// Puts it into the stage's folder.
+    fn put(mut self) -> Result<(), StageError> {
+        let path = self.context.out.join(LOG);
+        let io = |error: io::Error| StageError::io(&path, &error);
+        if let Ok(found) = fs::symlink_metadata(&path) {
+            if found.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.map_err(io)?;
+            self.context.warn(format!(
+                "the program wrote `{LOG}`, where pipe keeps what it says; its own file is not kept"
+            ));
+        }
+        self.file.flush().map_err(io)?;
+        self.file.rewind().map_err(io)?;
+        let mut named = File::create_new(&path).map_err(io)?;
+        io::copy(self.file.get_mut(), &mut named).map_err(io)?;
+        Ok(())
     }
 
     fn take(&mut self, line: &[u8]) -> Result<(), StageError> {
@@ -375,63 +422,9 @@ impl<'a> Log<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stage::{Cancel, Saying};
-    use crate::stages::testing::{Refusal, fault, input, run, run_with};
-    use std::fs;
 
     fn stage(with: serde_json::Value) -> Command {
         serde_json::from_value(with).unwrap()
-    }
-
-    fn shell(text: &str) -> Command {
-        stage(serde_json::json!({ "run": text, "outputs": { "table": { "path": "table.csv" } } }))
-    }
-
-    fn refusal(stage: &Command) -> Refusal {
-        let out = tempfile::tempdir().unwrap();
-        fault(run(stage, out.path(), &Cancel::default()).0.unwrap_err())
-    }
-
-    fn notes(said: Vec<Saying>) -> Vec<String> {
-        said.into_iter().filter_map(|s| if let Saying::Note(text) = s { Some(text) } else { None }).collect()
-    }
-
-    /// Whether a process is there and not merely waiting to be reaped by its parent.
-    fn is_running(process: &str) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", process.trim())).unwrap_or_default();
-        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
-    }
-
-    #[test]
-    fn a_program_reads_its_inputs_and_writes_into_its_folder() {
-        let (before, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        fs::write(before.path().join("in.csv"), "a\n1\n").unwrap();
-        let command = stage(serde_json::json!({
-            "run": "cat \"$PIPE_INPUT_RAW_ROWS\" > \"$PIPE_OUTPUT/table.csv\"\necho $GREETING\necho low >&2",
-            "outputs": { "table": { "path": "table.csv" } },
-            "env": { "GREETING": "hello" },
-        }));
-        let inputs = BTreeMap::from([input("raw-rows", ArtifactKind::Files, &before.path().join("in.csv"))]);
-        let (result, said) = run_with(&command, &inputs, out.path(), &Cancel::default());
-        result.unwrap();
-        assert_eq!(fs::read_to_string(out.path().join("table.csv")).unwrap(), "a\n1\n");
-        let mut lines = notes(said);
-        lines.sort();
-        assert_eq!(lines, ["hello", "low"]);
-        let log = fs::read_to_string(out.path().join("command.log")).unwrap();
-        assert!(log == "hello\nlow\n" || log == "low\nhello\n", "{log}");
-    }
-
-    #[test]
-    fn a_list_is_run_without_a_shell() {
-        let out = tempfile::tempdir().unwrap();
-        let command = stage(serde_json::json!({
-            "run": ["printf", "%s\\n", "$HOME; a b"],
-            "outputs": { "all": { "path": "." } },
-        }));
-        let (result, said) = run(&command, out.path(), &Cancel::default());
-        result.unwrap();
-        assert_eq!(notes(said), ["$HOME; a b"]);
     }
 
     #[test]
@@ -447,92 +440,6 @@ mod tests {
                 Output::new("rest", ArtifactKind::Files, &["rest"])
             ]
         );
-    }
-
-    #[test]
-    fn a_failure_shows_the_code_and_the_last_lines() {
-        let (message, _) = refusal(&shell("for i in $(seq 1 25); do echo line $i; done; exit 3"));
-        let last: Vec<String> = (6..=25).map(|i| format!("\n  line {i}")).collect();
-        assert_eq!(message, format!("the program ended with exit code 3; its last lines:{}", last.concat()));
-        assert_eq!(refusal(&shell("kill -9 $$")).0, "the program was ended by signal 9, and wrote nothing");
-        // The first line that fails ends it.
-        assert_eq!(
-            refusal(&shell("false\necho on > table.csv")).0,
-            "the program ended with exit code 1, and wrote nothing"
-        );
-        let absent =
-            stage(serde_json::json!({ "run": ["no-such-program"], "outputs": { "a": { "path": "a" } } }));
-        assert_eq!(
-            refusal(&absent).0,
-            "`no-such-program` can't be started: No such file or directory (os error 2)"
-        );
-    }
-
-    #[test]
-    fn an_output_that_is_not_there_is_named() {
-        assert_eq!(
-            refusal(&shell("touch table.tsv")),
-            (
-                "the program ended well, but did not write `table.csv`, its output `table`".into(),
-                Some("paths are relative to the folder it runs in, $PIPE_OUTPUT".into())
-            )
-        );
-        assert_eq!(
-            refusal(&shell("ln -s /etc/passwd table.csv")).0,
-            "output `table`: `table.csv` is a link out of the stage's folder"
-        );
-    }
-
-    #[test]
-    fn much_output_is_passed_on_in_part_and_logged_whole() {
-        let out = tempfile::tempdir().unwrap();
-        let (result, said) = run(
-            &shell("seq 1 5000; printf '10%%\\r100%%\\n'; touch table.csv"),
-            out.path(),
-            &Cancel::default(),
-        );
-        result.unwrap();
-        let lines = notes(said);
-        assert_eq!(lines.len(), 201);
-        assert_eq!(lines[200], "… the rest is in command.log");
-        let log = fs::read_to_string(out.path().join("command.log")).unwrap();
-        assert!(log.ends_with("5000\n10%\r100%\n"), "{log}");
-    }
-
-    #[test]
-    fn what_a_program_leaves_running_ends_with_it() {
-        let out = tempfile::tempdir().unwrap();
-        let (result, _) = run(&shell("sleep 60 & echo $! > table.csv"), out.path(), &Cancel::default());
-        result.unwrap();
-        let child = fs::read_to_string(out.path().join("table.csv")).unwrap();
-        thread::sleep(Duration::from_millis(100));
-        assert!(!is_running(&child));
-    }
-
-    #[test]
-    fn an_interrupt_ends_the_program_and_its_children() {
-        for text in [
-            "sleep 60 & echo $! > child; wait",
-            "trap '' TERM; (trap '' TERM; sleep 60) & echo $! > child; while :; do sleep 1; done",
-        ] {
-            let out = tempfile::tempdir().unwrap();
-            let cancel = Cancel::default();
-            let (asks, child) = (cancel.clone(), out.path().join("child"));
-            let asking = thread::spawn(move || {
-                while fs::read_to_string(&child).unwrap_or_default().is_empty() {
-                    thread::sleep(TICK);
-                }
-                asks.cancel();
-            });
-            let began = Instant::now();
-            let (result, _) = run(&shell(text), out.path(), &cancel);
-            asking.join().unwrap();
-            assert!(matches!(result, Err(StageError::Interrupted)), "{result:?}");
-            assert!(began.elapsed() < Duration::from_secs(20));
-            let child = fs::read_to_string(out.path().join("child")).unwrap();
-            thread::sleep(Duration::from_millis(100));
-            assert!(!is_running(&child), "{text}");
-        }
     }
 
     #[test]

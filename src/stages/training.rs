@@ -3,7 +3,7 @@
 //! Does not know what is trained. A stage's struct is declared with [`training_stage!`], which adds the keys.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::artifact::tokens::{Row as TokenRow, Tokens};
+use crate::fingerprint::Digest;
 use crate::hub::RepoName;
 use crate::location::{Location, Place};
 use crate::stage::{ArtifactKind, Context, Fault, Output, Source, StageError};
@@ -20,7 +21,7 @@ use crate::stages::place;
 use crate::stages::publish::{Leave, Publisher, Target};
 use crate::train::TrainError;
 use crate::train::adamw::AdamWOptions;
-use crate::train::checkpoint::Checkpoints;
+use crate::train::checkpoint::{Checkpoints, Journal};
 use crate::train::order::Shuffle;
 use crate::train::recipe::{EarlyStopping, Every, Length, LossOver, Recipe};
 use crate::train::schedule::Schedule;
@@ -415,6 +416,7 @@ impl Keys<'_> {
             keep: self.keep,
             interval: INTERVAL,
             from,
+            cancel: context.cancel.clone(),
         })
     }
 
@@ -428,12 +430,40 @@ impl Keys<'_> {
     }
 }
 
+/// What went into a file from its beginning.
+#[derive(Default)]
+struct Written {
+    length: u64,
+    hasher: blake3::Hasher,
+}
+
+impl Written {
+    fn add(&mut self, bytes: &[u8]) {
+        self.length += bytes.len() as u64;
+        self.hasher.update(bytes);
+    }
+
+    /// The first bytes of a file; fewer if it has no more.
+    fn of(path: &Path, length: u64) -> std::io::Result<Self> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(length).read_to_end(&mut bytes)?;
+        let mut written = Self::default();
+        written.add(&bytes);
+        Ok(written)
+    }
+
+    fn journal(&self) -> Journal {
+        Journal { length: self.length, digest: Digest::from(self.hasher.finalize()) }
+    }
+}
+
 /// Writes `steps.jsonl`, says how it goes.
 pub struct Watch<'a, L> {
     context: &'a Context<'a>,
     log_every: usize,
     path: PathBuf,
     steps: BufWriter<File>,
+    written: Written,
     evaluation: Option<Evaluation>,
     publisher: Option<Publisher<'a, L>>,
 }
@@ -453,7 +483,15 @@ impl<'a, L> Watch<'a, L> {
         let steps = BufWriter::new(file);
         let publisher =
             keys.push_target()?.map(|target| Publisher::new(context, target, write)).transpose()?;
-        Ok(Self { context, log_every: keys.log_every, path, steps, evaluation: None, publisher })
+        Ok(Self {
+            context,
+            log_every: keys.log_every,
+            path,
+            steps,
+            written: Written::default(),
+            evaluation: None,
+            publisher,
+        })
     }
 
     /// Puts what training left beside its tensors into the result; waits for what is still being pushed.
@@ -468,7 +506,15 @@ impl<'a, L> Watch<'a, L> {
         self.steps.flush().map_err(|e| StageError::io(&self.path, &e))?;
         let steps = out.join(STEPS);
         std::fs::copy(&self.path, &steps).map_err(|e| StageError::io(&steps, &e))?;
+        let copied = Written::of(&steps, u64::MAX).map_err(|e| StageError::io(&steps, &e))?;
+        if copied.journal() != self.written.journal() {
+            return Err(StageError::with_help(
+                format!("{} is not what was written into it", self.path.display()),
+                "run again: training goes on from its last checkpoint that is good",
+            ));
+        }
         if checkpoints.every.is_some() {
+            checkpoints.verify_kept()?;
             let folder = out.join(CHECKPOINTS);
             std::fs::create_dir_all(&folder).map_err(|e| StageError::io(&folder, &e))?;
             for kept in checkpoints.kept() {
@@ -505,12 +551,20 @@ impl<'a, L> Watch<'a, L> {
 }
 
 impl<L> Observer<L> for Watch<'_, L> {
-    fn begins(&mut self, step: usize) -> Result<(), TrainError> {
+    fn has(&mut self, journal: &Journal) -> Result<(), String> {
+        let written = Written::of(&self.path, journal.length).map_err(|e| format!("{STEPS}: {e}"))?;
+        match written.journal() == *journal {
+            true => Ok(()),
+            false => Err(format!("{STEPS} is not what it was then")),
+        }
+    }
+
+    fn begins(&mut self, step: usize, journal: Option<&Journal>) -> Result<(), TrainError> {
         let io = |e: std::io::Error| TrainError::Disk { path: self.path.clone(), error: e };
         // Lines of steps that are going to be done again go.
-        let text = std::fs::read_to_string(&self.path).map_err(io)?;
-        let length: usize = text.split_inclusive('\n').take(step).map(str::len).sum();
-        self.steps.get_ref().set_len(length as u64).map_err(io)?;
+        let length = journal.map_or(0, |journal| journal.length);
+        self.steps.get_ref().set_len(length).map_err(io)?;
+        self.written = Written::of(&self.path, length).map_err(io)?;
         if step > 0 {
             self.context.note(format!("going on after step {step}"));
         }
@@ -522,8 +576,10 @@ impl<L> Observer<L> for Watch<'_, L> {
             "step": step.step, "epoch": step.epoch, "learning_rate": step.learning_rate, "loss": step.loss,
             "grad_norm": step.grad_norm, "tokens": step.tokens, "seconds": step.seconds,
         });
-        let path = &self.path;
-        writeln!(self.steps, "{line}").map_err(|error| TrainError::Disk { path: path.clone(), error })?;
+        let (line, path) = (format!("{line}\n"), &self.path);
+        let wrote = self.steps.write_all(line.as_bytes());
+        wrote.map_err(|error| TrainError::Disk { path: path.clone(), error })?;
+        self.written.add(line.as_bytes());
         if self.log_every > 0 && step.step.is_multiple_of(self.log_every) {
             self.context.note(format!(
                 "step {}/{}  loss {:.4}  learning rate {:.3e}",
@@ -559,10 +615,11 @@ impl<L> Observer<L> for Watch<'_, L> {
         self.publisher.as_ref().is_some_and(Publisher::is_in_background)
     }
 
-    fn checkpoint(&mut self, _: usize) -> Result<(), TrainError> {
+    fn checkpoint(&mut self, _: usize) -> Result<Option<Journal>, TrainError> {
         let path = &self.path;
         let flushed = self.steps.flush().and_then(|()| self.steps.get_ref().sync_data());
-        flushed.map_err(|error| TrainError::Disk { path: path.clone(), error })
+        flushed.map_err(|error| TrainError::Disk { path: path.clone(), error })?;
+        Ok(Some(self.written.journal()))
     }
 
     fn warning(&mut self, text: &str) {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::batch::{Row, check};
-use super::checkpoint::{Best, Checkpoints, Numbers, Resumed, State, Timing};
+use super::checkpoint::{Beginning, Best, Checkpoints, Journal, Numbers, Resumed, State, Timing};
 use super::learner::{Learner, MicroBatch, Moment, Outcome, Restored, State as Tensor, Trouble, Update};
 use super::order::Order;
 use super::recipe::{LossOver, Recipe};
@@ -81,12 +81,22 @@ pub struct Course {
 
 /// Hears how training goes; an error ends it.
 pub trait Observer<L> {
-    /// Training begins, after so many steps that were done before: what was heard of later ones does not count.
+    /// Whether what was written down until a checkpoint is still there; if not, it is not gone on from.
+    ///
+    /// # Errors
+    /// A sentence: what is not there any more.
+    fn has(&mut self, journal: &Journal) -> Result<(), String> {
+        let _ = journal;
+        Ok(())
+    }
+
+    /// Training begins, after so many steps that were done before: what was written down of them is the journal, and
+    /// what was heard of later ones does not count.
     ///
     /// # Errors
     /// Whatever should end training.
-    fn begins(&mut self, step: usize) -> Result<(), TrainError> {
-        let _ = step;
+    fn begins(&mut self, step: usize, journal: Option<&Journal>) -> Result<(), TrainError> {
+        let _ = (step, journal);
         Ok(())
     }
 
@@ -113,13 +123,14 @@ pub trait Observer<L> {
         Ok(())
     }
 
-    /// Before a checkpoint counts: whatever was heard has to be safe on disk.
+    /// Before a checkpoint counts: whatever was heard has to be safe on disk. Gives what was written down, if
+    /// anything is.
     ///
     /// # Errors
     /// Whatever should end training.
-    fn checkpoint(&mut self, step: usize) -> Result<(), TrainError> {
+    fn checkpoint(&mut self, step: usize) -> Result<Option<Journal>, TrainError> {
         let _ = step;
-        Ok(())
+        Ok(None)
     }
 
     /// Whether something that may fail comes after the last step: it gets a checkpoint then, so that another run has
@@ -164,14 +175,18 @@ impl Training<'_> {
     ) -> Result<Course, TrainError> {
         self.check(learner)?;
         let mut run = Run::new(self, learner)?;
-        let resumed = match self.checkpoints {
-            Some(checkpoints) => checkpoints.resume(&run.made_with(learner)?)?,
-            None => None,
-        };
-        if let Some(resumed) = resumed {
-            run.restore(resumed, learner)?;
+        let mut journal = None;
+        if let Some(checkpoints) = self.checkpoints {
+            let made_with = run.made_with(learner)?;
+            let Beginning { resumed, warnings } =
+                checkpoints.resume(&made_with, &mut |journal| observer.has(journal))?;
+            warnings.iter().for_each(|text| observer.warning(text));
+            if let Some(resumed) = resumed {
+                journal = resumed.journal().cloned();
+                run.restore(resumed, learner)?;
+            }
         }
-        observer.begins(run.state.course.steps)?;
+        observer.begins(run.state.course.steps, journal.as_ref())?;
         let outcome = run.go(learner, observer);
         if matches!(outcome, Err(TrainError::Interrupted)) && run.state.course.steps > run.saved {
             run.save(learner, observer, Timing::Interim)?;
@@ -501,7 +516,7 @@ impl<'a> Run<'a> {
         self.settle(learner, observer)?;
         let step = self.state.course.steps;
         let start = Instant::now();
-        observer.checkpoint(step)?;
+        let journal = observer.checkpoint(step)?;
         let made_with = self.made_with(learner)?;
         let mut numbers = Vec::new();
         for (i, tensor) in learner.states()?.into_iter().enumerate() {
@@ -516,7 +531,7 @@ impl<'a> Run<'a> {
                 best,
             });
         }
-        checkpoints.save(&self.state, &made_with, &numbers, timing)?;
+        checkpoints.save(&self.state, journal, &made_with, &numbers, timing)?;
         (self.saved, self.saved_at, self.saving) = (step, Instant::now(), start.elapsed());
         Ok(())
     }
@@ -538,7 +553,7 @@ impl<'a> Run<'a> {
 }
 
 /// Interim checkpoints may take one part in so many of the time.
-const SHARE: u32 = 30;
+const SHARE: u32 = 100;
 
 /// Refuses a gradient that is not finite, or of which a tensor gets none in the first step.
 fn check_gradient(step: &Step, outcome: &Outcome) -> Result<(), TrainError> {
