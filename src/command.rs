@@ -112,7 +112,7 @@ fn carry_out(command: Command) -> Result<Exit, Refusal> {
         Command::Devices { json } => {
             let seen = Seen::here();
             match json {
-                true => report::exact(&report::devices::json(&seen)),
+                true => report::json(&report::devices::json(&seen)),
                 false => report::out(&report::devices::text(&seen)),
             }
             Ok(Exit::Well)
@@ -242,7 +242,7 @@ fn planned(home: &Home, args: &Planning) -> Result<Exit, Refusal> {
         let forecasts = plan::forecast(&plan, &Cache::new(&home.cache()), &sources, device, &last)
             .map_err(|e| Refusal { message: e.to_string(), help: e.help(), exit: Exit::Failed })?;
         match args.json {
-            true => report::exact(&report::plan::json(&plan, &forecasts)),
+            true => report::json(&report::plan::json(&plan, &forecasts)),
             false => report::out(&report::plan::text(&plan, &forecasts)),
         }
         Ok(Exit::Well)

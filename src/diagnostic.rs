@@ -13,6 +13,8 @@ use crate::size;
 pub const SHOWN: usize = 100;
 /// Candidates that an advice lists.
 const LISTED: usize = 60;
+/// Bytes of a line that are marked at most.
+const MARKED: usize = 200;
 
 /// A stretch of a source text, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
@@ -182,9 +184,17 @@ pub fn render(source: &Source, diagnostics: &[Diagnostic], secrets: &Secrets, co
     sorted.sort_by_key(place);
     let mut shown: Vec<String> =
         sorted.iter().map(|d| render_one(source, &lines, &d.ready(secrets), &renderer)).collect();
-    let more = diagnostics.len() - sorted.len();
-    if more > 0 {
-        shown.push(format!("… and {} more", size::grouped(more)));
+    let more = |severity| {
+        let count = |list: &mut dyn Iterator<Item = Severity>| list.filter(|s| *s == severity).count();
+        count(&mut diagnostics.iter().map(|d| d.severity)) - count(&mut sorted.iter().map(|d| d.severity))
+    };
+    match (more(Severity::Error), more(Severity::Warning)) {
+        (0, 0) => {}
+        (0, more) | (more, 0) => shown.push(format!("… and {} more", size::grouped(more))),
+        (errors, warnings) => {
+            let (errors, warnings) = (size::grouped(errors), size::grouped(warnings));
+            shown.push(format!("… and {errors} more, and {warnings} warnings"));
+        }
     }
     shown.join("\n\n")
 }
@@ -259,7 +269,8 @@ impl<'a> Lines<'a> {
     fn within_line(&self, span: Span) -> Range<usize> {
         let end_of_line = self.end_of(self.line_of(span.start));
         let start = self.text.floor_char_boundary(span.start.min(end_of_line));
-        let end = self.text.ceil_char_boundary(span.end.clamp(start, end_of_line));
+        // A mapping of thousands of keys on one line would be shown whole.
+        let end = self.text.ceil_char_boundary(span.end.clamp(start, end_of_line.min(start + MARKED)));
         start..end
     }
 }
@@ -365,13 +376,24 @@ error: the key `a` is given twice
         let source = source("ü: 물");
         for start in 0..20 {
             for end in 0..20 {
-                let shown = render(&source, &[Diagnostic::error("odd").at(Span { start, end })], &Secrets::default(), false);
+                let shown = render(
+                    &source,
+                    &[Diagnostic::error("odd").at(Span { start, end })],
+                    &Secrets::default(),
+                    false,
+                );
                 assert!(shown.contains("ü: 물"), "{start}..{end}: {shown}");
             }
         }
         let empty = Source::default();
         assert!(
-            render(&empty, &[Diagnostic::error("odd").at(Span { start: 3, end: 9 })], &Secrets::default(), true).contains("odd")
+            render(
+                &empty,
+                &[Diagnostic::error("odd").at(Span { start: 3, end: 9 })],
+                &Secrets::default(),
+                true
+            )
+            .contains("odd")
         );
     }
 

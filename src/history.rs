@@ -117,7 +117,7 @@ impl Home {
     /// The run that `runs/latest` points to; if that left no record, the last one that did.
     fn latest(&self) -> Option<String> {
         let runs = self.runs();
-        let has_record = |name: &String| runs.join(name).join(RECORD).exists();
+        let has_record = |name: &String| runs.join(name).join(RECORD).is_file();
         let pointed = fs::read_link(runs.join(LATEST)).ok();
         let pointed = pointed.and_then(|to| to.file_name()?.to_str().map(str::to_owned));
         pointed.filter(has_record).or_else(|| self.run_names().into_iter().find(has_record))
@@ -367,7 +367,9 @@ impl HistoryError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::NoFolder(_) => Some("move it away, or name another folder in PIPE_HOME".into()),
-            Self::Damaged { .. } => Some("its files are still beside it; `pipe runs rm RUN` removes it".into()),
+            Self::Damaged { .. } => {
+                Some("its files are still beside it; `pipe runs rm RUN` removes it".into())
+            }
             Self::NoRecord(_) => Some("`pipe runs` lists the others".into()),
             Self::Io { .. } | Self::NoRuns | Self::NoSuchRun(_) | Self::Several(_) => None,
         }
@@ -409,7 +411,8 @@ impl RunFolder {
         }
         let path = runs.join(&name);
         let events = path.join(EVENTS);
-        let file = File::create(&events).and_then(|file| file.lock().map(|()| file)).map_err(named(&events))?;
+        let file =
+            File::create(&events).and_then(|file| file.lock().map(|()| file)).map_err(named(&events))?;
         home.point_latest(Some(&name))?;
         Ok(Self { name, path, secrets, events: Mutex::new(file) })
     }
@@ -466,7 +469,9 @@ mod tests {
 
     #[test]
     fn the_name_of_a_run_is_that_of_a_file() {
-        for (pipeline, name) in [("a/b", "a-b"), ("../x y", "..-x-y"), ("물 é", "물-é"), ("a\u{202e}b", "a-b")] {
+        for (pipeline, name) in
+            [("a/b", "a-b"), ("../x y", "..-x-y"), ("물 é", "물-é"), ("a\u{202e}b", "a-b")]
+        {
             assert_eq!(in_file_name(pipeline), name);
         }
         assert_eq!(in_file_name(&"é".repeat(200)).len(), 100);
@@ -475,7 +480,7 @@ mod tests {
     #[test]
     fn a_name_tells_the_time_that_a_record_would() {
         assert_eq!(named_time("20261201-003940-zeta"), "2026-12-01T00:39:40");
-        assert!(named_time("20261201-003940-zeta") < "2026-12-01T00:39:40.000001Z".into());
+        assert!(named_time("20261201-003940-zeta").as_str() < "2026-12-01T00:39:40.000001Z");
         for name in ["best", "20261201", "2026-12-01-003940-é", "20261201-00394é"] {
             assert_eq!(named_time(name), "");
         }

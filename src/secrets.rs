@@ -48,6 +48,11 @@ impl Secrets {
         self.values.iter().any(|value| text.contains(value))
     }
 
+    /// Those of more than this many bytes.
+    pub fn longer_than(&self, bytes: usize) -> Self {
+        Self { values: self.values.iter().filter(|value| value.len() > bytes).cloned().collect() }
+    }
+
     /// These and more.
     pub fn and(&self, more: impl IntoIterator<Item: AsRef<str>>) -> Self {
         let all = self.values.iter().cloned().chain(more.into_iter().map(|text| text.as_ref().to_owned()));

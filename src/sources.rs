@@ -181,7 +181,8 @@ impl Sources {
             return Ok(());
         }
         memory.known.retain(|path, _| path.exists() && !secrets.are_in(&path.to_string_lossy()));
-        write_atomically(&self.file, &serde_json::to_vec(&memory.known)?).map_err(files::named(&self.file))?;
+        write_atomically(&self.file, &serde_json::to_vec(&memory.known)?)
+            .map_err(files::named(&self.file))?;
         memory.grown = false;
         Ok(())
     }

@@ -148,8 +148,10 @@ impl Lock {
     pub fn save(&mut self, path: &Path, secrets: &Secrets) -> io::Result<()> {
         if self.changed {
             let shown = |e: &&Entry| !secrets.are_in(&e.name.to_string()) && !secrets.are_in(&e.revision);
-            let written = Self { entries: self.entries.iter().filter(shown).cloned().collect(), changed: true };
-            crate::files::write_atomically(path, written.text()?.as_bytes()).map_err(crate::files::named(path))?;
+            let written =
+                Self { entries: self.entries.iter().filter(shown).cloned().collect(), changed: true };
+            crate::files::write_atomically(path, written.text()?.as_bytes())
+                .map_err(crate::files::named(path))?;
             self.changed = false;
         }
         Ok(())

@@ -72,7 +72,8 @@ pub fn read(
     }
     match (kind.parse)(kind, real) {
         Ok(with_values) if with_values.outputs() != stage.outputs() => {
-            let message = "a value of the environment can't be in `outputs`: it would show in names and records";
+            let message =
+                "a value of the environment can't be in `outputs`: it would show in names and records";
             faults.push(Diagnostic::error(message).at(in_outputs.unwrap_or(at)));
             None
         }

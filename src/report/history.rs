@@ -125,7 +125,10 @@ pub fn removed(removed: &[String], going: usize, weight: Weight, dry_run: bool) 
         text += &format!("; {} more are still in other runs", bytes(weight.elsewhere));
     }
     if going > 0 {
-        text += &format!("; {} going on and stays", if going == 1 { "1 run is".into() } else { runs(going) + " are" });
+        text += &format!(
+            "; {} going on and stays",
+            if going == 1 { "1 run is".into() } else { runs(going) + " are" }
+        );
     }
     text + "\n"
 }

@@ -43,16 +43,37 @@ pub fn harmless(text: &str) -> String {
             '\n' | '\t' => shown.push(c),
             '\0'..='\x1f' => shown.extend(char::from_u32(0x2400 + u32::from(c))),
             '\x7f' => shown.push('␡'),
-            '\u{80}'..='\u{9f}'
-            | '\u{61c}'
-            | '\u{200e}'
-            | '\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2066}'..='\u{2069}' => shown.extend(c.escape_unicode()),
+            _ if acts(c) => shown.extend(c.escape_unicode()),
             _ => shown.push(c),
         }
     }
     shown
+}
+
+/// Whether a terminal acts on a character that is no ASCII.
+fn acts(c: char) -> bool {
+    matches!(
+        c,
+        '\u{80}'..='\u{9f}'
+            | '\u{61c}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}'
+    )
+}
+
+/// JSON, on standard output; what a terminal would act on is escaped, which to a program is the same.
+pub fn json(text: &str) {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\x7f' => escaped.push_str("\\u007f"),
+            _ if acts(c) => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            _ => escaped.push(c),
+        }
+    }
+    exact(&escaped);
 }
 
 /// Text for a person, on standard output. A reader that went away is no error.
@@ -60,7 +81,7 @@ pub fn out(text: &str) {
     exact(&harmless(text));
 }
 
-/// Text for a program, as it is, on standard output.
+/// A drawing for a program, as it is, on standard output.
 pub fn exact(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
@@ -75,7 +96,7 @@ pub struct Json;
 
 impl Listen for Json {
     fn on(&self, event: &Event) {
-        exact(&(json_line(event) + "\n"));
+        json(&(json_line(event) + "\n"));
     }
 }
 
