@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::report::graph::Format;
 
@@ -73,8 +73,12 @@ pub enum Command {
         #[arg(long, default_value = "schemas")]
         out: PathBuf,
     },
-    /// List the runs made here, newest first
-    Runs,
+    /// List the runs made here, newest first, or remove some
+    Runs {
+        /// What to do with them; nothing: list them
+        #[command(subcommand)]
+        command: Option<RunsCommand>,
+    },
     /// Show a run, or one stage of it
     Show {
         /// A run's name, the beginning of one, or `latest`
@@ -158,6 +162,49 @@ pub struct Run {
     /// After a failure, go on with what does not depend on it
     #[arg(long)]
     pub keep_going: bool,
+}
+
+/// `pipe runs …`.
+#[derive(Debug, Subcommand)]
+pub enum RunsCommand {
+    /// Remove runs with their files; what the cache has stays there. A run that is going on is never removed
+    Rm(RunsToRemove),
+}
+
+/// `pipe runs rm`: the runs that all of this is true of.
+#[derive(Debug, Args)]
+pub struct RunsToRemove {
+    /// These runs: their names, the beginnings of such, or `latest`
+    #[arg(value_name = "RUN")]
+    pub runs: Vec<String>,
+    /// Only runs that began longer ago than this, such as 12h or 30d
+    #[arg(long, value_name = "AGE")]
+    pub older_than: Option<String>,
+    /// Only runs that ended so
+    #[arg(long, value_name = "STATUS")]
+    pub status: Vec<EndedAs>,
+    /// Only runs of this pipeline
+    #[arg(long, value_name = "NAME")]
+    pub pipeline: Option<String>,
+    /// Leave the newest N of them
+    #[arg(long, value_name = "N")]
+    pub keep: Option<usize>,
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EndedAs {
+    /// All that was asked for is there
+    Succeeded,
+    /// A stage failed
+    Failed,
+    /// Somebody stopped it
+    Interrupted,
+    /// It was killed
+    Unfinished,
 }
 
 /// `pipe cache …`.

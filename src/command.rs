@@ -9,16 +9,19 @@ use std::time::Duration;
 
 use crate::about::About;
 use crate::cache::{Cache, Limit};
-use crate::cli::{CacheCommand, Cli, Command, Overrides, Planning, Run};
+use crate::cli::{CacheCommand, Cli, Command, EndedAs, Overrides, Planning, Run, RunsCommand, RunsToRemove};
 use crate::device::{DeviceSpec, Seen};
 use crate::diagnostic;
-use crate::event::{Event, Listen, RunStatus};
-use crate::history::{Home, RunFolder};
+use crate::event::{Event, Hiding, Listen, RunStatus};
+use crate::files::named;
+use crate::history::{self, Found, HistoryError, Home, RunFolder};
 use crate::hub::{self, Hub, LockRule};
 use crate::job::Shared;
 use crate::manifest::{self, Manifest};
 use crate::plan::{self, Plan};
+use crate::removal;
 use crate::report;
+use crate::report::graph::Format;
 use crate::run::{Force, Message, Options};
 use crate::scheduler::OnFailure;
 use crate::secrets::Secrets;
@@ -65,45 +68,70 @@ impl Refusal {
     fn failed(message: impl ToString) -> Self {
         Self { message: message.to_string(), help: None, exit: Exit::Failed }
     }
+    fn without(self, secrets: &Secrets) -> Self {
+        let hide = |text: String| secrets.hide(&text);
+        Self { message: hide(self.message), help: self.help.map(hide), exit: self.exit }
+    }
+}
+
+impl From<HistoryError> for Refusal {
+    fn from(error: HistoryError) -> Self {
+        Self { message: error.to_string(), help: error.help(), exit: Exit::Wrong }
+    }
 }
 
 /// Carries out a call.
 pub fn execute(cli: Cli) -> Exit {
+    carry_out(cli.command).unwrap_or_else(|refusal| {
+        report::error(&refusal.message, refusal.help.as_deref());
+        refusal.exit
+    })
+}
+
+/// The state, if it can be where it has to be.
+fn state() -> Result<Home, Refusal> {
     let home = Home::find();
-    let outcome = match cli.command {
-        Command::Run(args) => run(&home, &args),
-        Command::Plan(args) => planned(&home, &args),
+    home.check()?;
+    Ok(home)
+}
+
+fn carry_out(command: Command) -> Result<Exit, Refusal> {
+    match command {
+        Command::Run(args) => run(&state()?, &args),
+        Command::Plan(args) => planned(&state()?, &args),
         Command::Check { files, overrides } => Ok(check(&files, &overrides)),
         Command::Graph { file, format, overrides } => with_manifest(&file, &overrides, |manifest| {
             let plan = Plan::new(manifest, &[]).map_err(Refusal::wrong)?;
-            report::out(&report::graph::draw(&plan, format));
+            match format {
+                Format::Text => report::out(&report::graph::draw(&plan, format)),
+                _ => report::exact(&report::graph::draw(&plan, format)),
+            }
             Ok(Exit::Well)
         }),
         Command::Stages { kind } => stages(kind.as_deref()),
         Command::Devices { json } => {
             let seen = Seen::here();
-            report::out(&if json { report::devices::json(&seen) } else { report::devices::text(&seen) });
+            match json {
+                true => report::json(&report::devices::json(&seen)),
+                false => report::out(&report::devices::text(&seen)),
+            }
             Ok(Exit::Well)
         }
         Command::Schema { out } => schema(&out),
-        Command::Runs => {
-            report::out(&report::history::list(&home.records().collect::<Vec<_>>()));
+        Command::Runs { command: None } => {
+            report::out(&report::history::list(&state()?.all().collect::<Vec<_>>()));
             Ok(Exit::Well)
         }
-        Command::Show { run, stage } => show(&home, &run, stage.as_deref()),
+        Command::Runs { command: Some(RunsCommand::Rm(args)) } => remove_runs(&state()?, &args),
+        Command::Show { run, stage } => show(&state()?, &run, stage.as_deref()),
         Command::Diff { a, b } => {
-            home.record(&a).and_then(|a| Ok((a, home.record(&b)?))).map_err(Refusal::wrong).map(|(a, b)| {
-                report::out(&report::history::diff(&a, &b));
-                Exit::Well
-            })
+            let home = state()?;
+            report::out(&report::history::diff(&home.found(&a)?.record, &home.found(&b)?.record));
+            Ok(Exit::Well)
         }
-        Command::Report { run, out } => write_report(&home, &run, &out),
-        Command::Cache(command) => cache(&home, &command),
-    };
-    outcome.unwrap_or_else(|refusal| {
-        report::error(&refusal.message, refusal.help.as_deref());
-        refusal.exit
-    })
+        Command::Report { run, out } => write_report(&state()?, &run, &out),
+        Command::Cache(command) => cache(&state()?, &command),
+    }
 }
 
 /// Loads a manifest, shows everything that is wrong with it; the exit code if it can't be used.
@@ -116,7 +144,12 @@ fn load(file: &Path, overrides: &Overrides) -> Result<Manifest, Exit> {
     match manifest::load(file, &overrides, KINDS) {
         Ok(manifest) => {
             if !manifest.warnings.is_empty() {
-                let text = diagnostic::render(&manifest.source, &manifest.warnings, report::color());
+                let text = diagnostic::render(
+                    &manifest.source,
+                    &manifest.warnings,
+                    &manifest.secrets,
+                    report::color(),
+                );
                 report::err(&(text + "\n"));
             }
             Ok(manifest)
@@ -125,9 +158,10 @@ fn load(file: &Path, overrides: &Overrides) -> Result<Manifest, Exit> {
             let errors = faults.errors();
             let s = if errors == 1 { "" } else { "s" };
             report::err(&format!(
-                "{}\n{}: {errors} error{s}\n",
+                "{}\n{}: {} error{s}\n",
                 faults.render(report::color()),
-                file.display()
+                report::harmless(&file.display().to_string()),
+                crate::size::grouped(errors),
             ));
             Err(Exit::Wrong)
         }
@@ -140,7 +174,7 @@ fn with_manifest(
     then: impl FnOnce(&Manifest) -> Result<Exit, Refusal>,
 ) -> Result<Exit, Refusal> {
     match load(file, overrides) {
-        Ok(manifest) => then(&manifest),
+        Ok(manifest) => then(&manifest).map_err(|refusal| refusal.without(&manifest.secrets)),
         Err(exit) => Ok(exit),
     }
 }
@@ -181,7 +215,7 @@ fn sources(home: &Home, args: &Planning) -> Result<Sources, Refusal> {
 /// What must never be shown: values of the environment that the manifest reads, and the Hub's token.
 fn secrets(manifest: &Manifest, hub: &Hub) -> Secrets {
     let token = hub.settings().token.as_ref().map(hub::Token::expose);
-    Secrets::new(manifest.secrets.iter().map(String::as_str).chain(token))
+    manifest.secrets.and(token)
 }
 
 /// Shows what names on the Hub can't be had; the exit code if there are any.
@@ -190,7 +224,8 @@ fn pin_names(manifest: &Manifest, plan: &Plan<'_>, sources: &Sources, cancel: &C
     if faults.is_empty() {
         return Ok(());
     }
-    report::err(&(diagnostic::render(&manifest.source, &faults, report::color()) + "\n"));
+    let text = diagnostic::render(&manifest.source, &faults, &manifest.secrets, report::color());
+    report::err(&(text + "\n"));
     Err(if cancel.is_set() { Exit::Interrupted } else { Exit::Wrong })
 }
 
@@ -202,13 +237,14 @@ fn planned(home: &Home, args: &Planning) -> Result<Exit, Refusal> {
         if let Err(exit) = pin_names(manifest, &plan, &sources, &Cancel::default()) {
             return Ok(exit);
         }
-        let last = |stage: &str| home.last_fingerprint(&manifest.name, stage);
+        let fingerprints = home.last_fingerprints(&manifest.name);
+        let last = |stage: &str| fingerprints.of(stage);
         let forecasts = plan::forecast(&plan, &Cache::new(&home.cache()), &sources, device, &last)
             .map_err(|e| Refusal { message: e.to_string(), help: e.help(), exit: Exit::Failed })?;
-        report::out(&match args.json {
-            true => report::plan::json(&plan, &forecasts),
-            false => report::plan::text(&plan, &forecasts),
-        });
+        match args.json {
+            true => report::json(&report::plan::json(&plan, &forecasts)),
+            false => report::out(&report::plan::text(&plan, &forecasts)),
+        }
         Ok(Exit::Well)
     })
 }
@@ -222,17 +258,23 @@ fn run(home: &Home, args: &Run) -> Result<Exit, Refusal> {
         if let Err(exit) = pin_names(manifest, &plan, &sources, &Cancel::default()) {
             return Ok(exit);
         }
-        let pinned =
-            sources.hub.save().map_err(|e| Refusal::failed(format!("the lock can't be written: {e}")))?;
-        let folder = RunFolder::create(home, &manifest.name)
+        let secrets = secrets(manifest, &sources.hub);
+        let pinned = sources
+            .hub
+            .save(&secrets)
+            .map_err(|e| Refusal::failed(format!("the lock can't be written: {e}")))?;
+        let folder = RunFolder::create(home, &manifest.name, secrets.clone())
             .map_err(|e| Refusal::failed(format!("the folder for the run can't be made: {e}")))?;
         let folder = Arc::new(folder);
         // What a person reviews later is the manifest as it was.
-        fs::write(folder.path.join("manifest.yaml"), &manifest.source.text).map_err(Refusal::failed)?;
+        let copy = folder.path.join("manifest.yaml");
+        fs::write(&copy, &manifest.source.text).map_err(named(&copy)).map_err(Refusal::failed)?;
         let screen: Arc<dyn Listen> = match args.plan.json {
             true => Arc::new(report::Json),
             false => Arc::new(report::console::Console::new()),
         };
+        let hiding = |to| Arc::new(Hiding { secrets: secrets.clone(), to }) as Arc<dyn Listen>;
+        let screen = hiding(screen);
         for text in pinned {
             screen.on(&Event::Note { text });
         }
@@ -245,16 +287,16 @@ fn run(home: &Home, args: &Run) -> Result<Exit, Refusal> {
             );
             screen.on(&Event::Note { text });
         }
-        let (pipeline, last_home) = (manifest.name.clone(), home.clone());
+        let fingerprints = home.last_fingerprints(&manifest.name);
         let shared = Arc::new(Shared {
             cache,
-            secrets: secrets(manifest, &sources.hub),
+            secrets: secrets.clone(),
             sources,
             device,
             cancel: Cancel::default(),
-            listen: Arc::new(report::All(vec![folder.clone(), screen])),
+            listen: Arc::new(report::All(vec![hiding(folder.clone()), screen])),
             about: About::new(manifest, &args.plan.overrides.profiles, &args.plan.overrides.sets),
-            last: Box::new(move |stage| last_home.last_fingerprint(&pipeline, stage)),
+            last: Box::new(move |stage| fingerprints.of(stage)),
         });
         let (sender, messages) = channel();
         let stop = std::sync::Mutex::new(sender.clone());
@@ -280,7 +322,7 @@ fn run(home: &Home, args: &Run) -> Result<Exit, Refusal> {
         };
         let mut lanes = crate::lane::Threads::start();
         let record = crate::run::run(&plan, &options, &shared, &folder, &mut lanes, (&sender, &messages))
-            .map_err(|e| Refusal::failed(format!("{}: {e}", folder.path.display())))?;
+            .map_err(|e| Refusal::failed(format!("the run's record can't be written: {e}")))?;
         Ok(match record.status {
             RunStatus::Succeeded | RunStatus::Running => Exit::Well,
             RunStatus::Failed => Exit::Failed,
@@ -330,11 +372,11 @@ fn schema(out: &Path) -> Result<Exit, Refusal> {
 }
 
 fn show(home: &Home, run: &str, stage: Option<&str>) -> Result<Exit, Refusal> {
-    let record = home.record(run).map_err(Refusal::wrong)?;
-    let folder = home.run(run).map_err(Refusal::wrong)?;
+    let found = home.found(run)?;
     report::out(&match stage {
-        None => report::history::show(&record, &folder),
+        None => report::history::show(&found),
         Some(name) => {
+            let record = &found.record;
             let stage = record.stages.iter().find(|s| s.stage == name).ok_or_else(|| {
                 let names: Vec<&str> = record.stages.iter().map(|s| s.stage.as_str()).collect();
                 Refusal::wrong(format!(
@@ -343,17 +385,63 @@ fn show(home: &Home, run: &str, stage: Option<&str>) -> Result<Exit, Refusal> {
                     names.join(", ")
                 ))
             })?;
-            report::history::show_stage(stage, &folder)
+            report::history::show_stage(stage, &found.folder)
         }
     });
     Ok(Exit::Well)
 }
 
 fn write_report(home: &Home, run: &str, out: &Path) -> Result<Exit, Refusal> {
-    let record = home.record(run).map_err(Refusal::wrong)?;
-    let page = report::html::page(&record, &home.run(run).map_err(Refusal::wrong)?);
-    fs::write(out, page).map_err(|e| Refusal::failed(format!("{}: {e}", out.display())))?;
+    let Found { record, folder, .. } = home.found(run)?;
+    fs::write(out, report::html::page(&record, &folder)).map_err(named(out)).map_err(Refusal::failed)?;
     report::out(&format!("{}\n", out.display()));
+    Ok(Exit::Well)
+}
+
+fn remove_runs(home: &Home, args: &RunsToRemove) -> Result<Exit, Refusal> {
+    let RunsToRemove { runs, older_than, status, pipeline, keep, dry_run } = args;
+    if runs.is_empty() && older_than.is_none() && status.is_empty() && pipeline.is_none() && keep.is_none() {
+        return Err(Refusal {
+            message: "nothing says which runs to remove".into(),
+            help: Some("name them, or give --older-than, --status, --pipeline or --keep".into()),
+            exit: Exit::Wrong,
+        });
+    }
+    let age = older_than.as_deref().map(parse_age).transpose()?;
+    let before = age.map(|age| crate::clock::before_now(age).unwrap_or_default());
+    let named_ones = runs.iter().map(|name| home.run(name)).collect::<Result<BTreeSet<_>, _>>()?;
+    if let Some(going) = named_ones.iter().find(|folder| history::is_going(folder)) {
+        return Err(Refusal::wrong(format!("{}: the run is going on", going.display())));
+    }
+    let wanted = |folder: &Path| {
+        let found = Found::at(folder.to_path_buf());
+        let ended = match found.as_ref().map(|found| found.record.status) {
+            Ok(RunStatus::Succeeded) => EndedAs::Succeeded,
+            Ok(RunStatus::Failed) => EndedAs::Failed,
+            Ok(RunStatus::Interrupted) => EndedAs::Interrupted,
+            Ok(RunStatus::Running) | Err(_) => EndedAs::Unfinished,
+        };
+        let of = found.as_ref().ok().map(|found| found.record.pipeline.as_str());
+        (named_ones.is_empty() || named_ones.contains(folder))
+            && (status.is_empty() || status.contains(&ended))
+            && pipeline.as_deref().is_none_or(|name| of == Some(name))
+            && before.as_ref().is_none_or(|before| history::began(folder) < *before)
+    };
+    let (going, over): (Vec<PathBuf>, Vec<PathBuf>) =
+        home.run_folders().into_iter().filter(|folder| wanted(folder)).partition(|f| history::is_going(f));
+    let leave = keep.map_or(0, |keep| keep.saturating_sub(going.len()));
+    let over: Vec<PathBuf> = over.into_iter().skip(leave).collect();
+    let weight = removal::weigh(home, &over);
+    let mut removed = Vec::new();
+    for folder in &over {
+        if *dry_run || removal::remove(folder).map_err(Refusal::failed)? {
+            removed.push(folder.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        }
+    }
+    if !dry_run {
+        removal::repoint_latest(home).map_err(Refusal::failed)?;
+    }
+    report::out(&report::history::removed(&removed, going.len(), weight, *dry_run));
     Ok(Exit::Well)
 }
 
@@ -410,5 +498,6 @@ fn parse_size(text: &str) -> Result<u64, Refusal> {
 
 fn parse_age(text: &str) -> Result<Duration, Refusal> {
     let units = [("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)];
-    Ok(Duration::from_secs_f64(with_unit(text, &units, "an age")?))
+    Duration::try_from_secs_f64(with_unit(text, &units, "an age")?)
+        .map_err(|_| Refusal::wrong(format!("`{text}` is not an age: it is longer than time can be told")))
 }

@@ -1,8 +1,20 @@
 //! A fault with the place it is at, and how it is shown: rendered once, the same for every module.
 
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
+use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet, normalize_untrusted_str};
+
+use crate::secrets::Secrets;
+use crate::size;
+
+/// More than anybody reads at once: of more diagnostics the first are shown, and how many there are.
+pub const SHOWN: usize = 100;
+/// Candidates that an advice lists.
+const LISTED: usize = 60;
+/// Bytes of a line that are marked at most.
+const MARKED: usize = 200;
 
 /// A stretch of a source text, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
@@ -46,6 +58,49 @@ pub struct Diagnostic {
     pub related: Vec<(Span, String)>,
     /// What to do.
     pub help: Option<String>,
+    /// What to do where the word may be a misspelt one.
+    pub meant: Option<Meant>,
+}
+
+/// A word that names nothing, and the names that it may have been meant to be. Which is the nearest is looked for
+/// when the fault is shown: a file may have thousands of faults about thousands of names.
+#[derive(Clone, Debug)]
+pub struct Meant {
+    /// The word.
+    pub word: String,
+    /// What the names are: `the params are`.
+    pub what: &'static str,
+    /// The names.
+    pub among: Arc<[String]>,
+    /// One of them that can't have been meant.
+    pub but: Option<String>,
+}
+
+impl Meant {
+    fn help(&self) -> Option<String> {
+        let among: Vec<&str> =
+            self.among.iter().filter(|n| Some(*n) != self.but.as_ref()).map(String::as_str).collect();
+        suggestion(&self.word, self.what, &among)
+    }
+
+    /// What makes two of them the same, without a look at all names.
+    fn identity(&self) -> (&str, &str, usize, Option<&str>) {
+        (&self.word, self.what, self.among.len(), self.but.as_deref())
+    }
+}
+
+impl PartialEq for Meant {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Meant {}
+
+impl Hash for Meant {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
 }
 
 impl Diagnostic {
@@ -58,6 +113,7 @@ impl Diagnostic {
             label: None,
             related: Vec::new(),
             help: None,
+            meant: None,
         }
     }
 
@@ -90,6 +146,25 @@ impl Diagnostic {
         self
     }
 
+    /// The same with advice on a word that may be misspelt.
+    pub fn meant(mut self, meant: Meant) -> Self {
+        self.meant = Some(meant);
+        self
+    }
+
+    /// The same without values that must not be shown, its advice looked for.
+    fn ready(&self, secrets: &Secrets) -> Self {
+        let hide = |text: &String| secrets.hide(text);
+        let help = self.help.clone().or_else(|| self.meant.as_ref()?.help());
+        Self {
+            message: hide(&self.message),
+            label: self.label.as_ref().map(hide),
+            related: self.related.iter().map(|(span, label)| (*span, hide(label))).collect(),
+            help: help.as_ref().map(hide),
+            ..self.clone()
+        }
+    }
+
     /// The same with advice, if there is any.
     pub fn maybe_help(mut self, help: Option<String>) -> Self {
         self.help = help;
@@ -97,13 +172,30 @@ impl Diagnostic {
     }
 }
 
-/// Shows `diagnostics` in the order of their places, a blank line between two; ends without a newline.
-pub fn render(source: &Source, diagnostics: &[Diagnostic], color: bool) -> String {
+/// Shows `diagnostics` in the order of their places, a blank line between two; ends without a newline. Of more than
+/// [`SHOWN`], errors before warnings, the first are shown. No text has one of the `secrets` in it.
+pub fn render(source: &Source, diagnostics: &[Diagnostic], secrets: &Secrets, color: bool) -> String {
     let renderer = if color { Renderer::styled().hyperlink(false) } else { Renderer::plain() };
     let lines = Lines::of(&source.text);
+    let place = |d: &&Diagnostic| (d.span.map(|s| s.start), d.severity);
     let mut sorted: Vec<&Diagnostic> = diagnostics.iter().collect();
-    sorted.sort_by_key(|d| (d.span.map(|s| s.start), d.severity));
-    let shown: Vec<String> = sorted.iter().map(|d| render_one(source, &lines, d, &renderer)).collect();
+    sorted.sort_by_key(|d| (d.severity, place(d)));
+    sorted.truncate(SHOWN);
+    sorted.sort_by_key(place);
+    let mut shown: Vec<String> =
+        sorted.iter().map(|d| render_one(source, &lines, &d.ready(secrets), &renderer)).collect();
+    let more = |severity| {
+        let count = |list: &mut dyn Iterator<Item = Severity>| list.filter(|s| *s == severity).count();
+        count(&mut diagnostics.iter().map(|d| d.severity)) - count(&mut sorted.iter().map(|d| d.severity))
+    };
+    match (more(Severity::Error), more(Severity::Warning)) {
+        (0, 0) => {}
+        (0, more) | (more, 0) => shown.push(format!("… and {} more", size::grouped(more))),
+        (errors, warnings) => {
+            let (errors, warnings) = (size::grouped(errors), size::grouped(warnings));
+            shown.push(format!("… and {errors} more, and {warnings} warnings"));
+        }
+    }
     shown.join("\n\n")
 }
 
@@ -177,7 +269,8 @@ impl<'a> Lines<'a> {
     fn within_line(&self, span: Span) -> Range<usize> {
         let end_of_line = self.end_of(self.line_of(span.start));
         let start = self.text.floor_char_boundary(span.start.min(end_of_line));
-        let end = self.text.ceil_char_boundary(span.end.clamp(start, end_of_line));
+        // A mapping of thousands of keys on one line would be shown whole.
+        let end = self.text.ceil_char_boundary(span.end.clamp(start, end_of_line.min(start + MARKED)));
         start..end
     }
 }
@@ -185,10 +278,17 @@ impl<'a> Lines<'a> {
 /// The candidate a misspelt word most likely stands for.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
+    let letters = word.chars().count();
     candidates
         .into_iter()
-        .map(|c| (strsim::damerau_levenshtein(&word, &c.to_lowercase()), c))
-        .filter(|(distance, c)| *distance <= (c.chars().count().min(word.chars().count()) / 3).max(1))
+        .filter_map(|c| {
+            let length = c.chars().count();
+            let most = (length.min(letters) / 3).max(1);
+            // What differs that much in length is not worth a comparison letter by letter.
+            (length.abs_diff(letters) <= most)
+                .then(|| (strsim::osa_distance(&word, &c.to_lowercase()), c))
+                .filter(|(distance, _)| *distance <= most)
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, c)| c)
 }
@@ -198,6 +298,10 @@ pub fn suggestion(word: &str, what: &str, candidates: &[&str]) -> Option<String>
     match nearest(word, candidates.iter().copied()) {
         Some(near) => Some(format!("did you mean `{near}`?")),
         None if candidates.is_empty() => None,
+        None if candidates.len() > LISTED => {
+            let more = size::grouped(candidates.len() - LISTED);
+            Some(format!("{what}: {} and {more} more", candidates[..LISTED].join(", ")))
+        }
         None => Some(format!("{what}: {}", candidates.join(", "))),
     }
 }
@@ -226,7 +330,7 @@ mod tests {
     fn shows_place_line_caret_and_help() {
         let source = source("pipeline: x\nstages:\n  a: { usse: b }\n");
         let fault = Diagnostic::error("unknown key `usse`").at(Span { start: 27, end: 31 });
-        let shown = render(&source, &[fault.help("did you mean `uses`?")], false);
+        let shown = render(&source, &[fault.help("did you mean `uses`?")], &Secrets::default(), false);
         let expected = "\
 error: unknown key `usse`
  --> pipelines/x.yaml:3:8
@@ -246,7 +350,7 @@ error: unknown key `usse`
             .related(Span { start: 0, end: 1 }, "first given here");
         let first = Diagnostic::warning("`b` is not used").at(Span { start: 6, end: 7 });
         let nowhere = Diagnostic::error("`--set c=1`: there is no param `c`");
-        let shown = render(&source, &[second, first, nowhere], false);
+        let shown = render(&source, &[second, first, nowhere], &Secrets::default(), false);
         let expected = "\
 error: `--set c=1`: there is no param `c`
 
@@ -272,13 +376,24 @@ error: the key `a` is given twice
         let source = source("ü: 물");
         for start in 0..20 {
             for end in 0..20 {
-                let shown = render(&source, &[Diagnostic::error("odd").at(Span { start, end })], false);
+                let shown = render(
+                    &source,
+                    &[Diagnostic::error("odd").at(Span { start, end })],
+                    &Secrets::default(),
+                    false,
+                );
                 assert!(shown.contains("ü: 물"), "{start}..{end}: {shown}");
             }
         }
         let empty = Source::default();
         assert!(
-            render(&empty, &[Diagnostic::error("odd").at(Span { start: 3, end: 9 })], true).contains("odd")
+            render(
+                &empty,
+                &[Diagnostic::error("odd").at(Span { start: 3, end: 9 })],
+                &Secrets::default(),
+                true
+            )
+            .contains("odd")
         );
     }
 

@@ -4,11 +4,13 @@
 //! Knows no screen and no file; says what happened, not how it looks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cache::OutputRef;
 use crate::fingerprint::{Change, Fingerprint, Key};
+use crate::secrets::Secrets;
 
 /// How a stage ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -52,6 +54,12 @@ pub struct Failure {
     pub help: Option<String>,
 }
 
+impl Failure {
+    fn with_texts(&self, new: &dyn Fn(&str) -> String) -> Self {
+        Self { message: new(&self.message), help: self.help.as_deref().map(new) }
+    }
+}
+
 /// What remains of a stage after a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StageRecord {
@@ -73,7 +81,7 @@ pub struct StageRecord {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub outputs: BTreeMap<String, OutputRef>,
     /// Numbers it said.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "numbers")]
     pub metrics: BTreeMap<String, f64>,
     /// Why it ran, or why it did not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -90,6 +98,19 @@ pub struct StageRecord {
     /// What its key was made of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
+}
+
+impl StageRecord {
+    /// The same with everything that was said of it in new words. Names, kinds and digests stay.
+    pub fn with_texts(&self, new: &dyn Fn(&str) -> String) -> Self {
+        Self {
+            metrics: self.metrics.iter().map(|(name, value)| (new(name), *value)).collect(),
+            why: self.why.iter().map(|text| new(text)).collect(),
+            warnings: self.warnings.iter().map(|text| new(text)).collect(),
+            error: self.error.as_ref().map(|error| error.with_texts(new)),
+            ..self.clone()
+        }
+    }
 }
 
 /// How a run ended.
@@ -131,6 +152,14 @@ pub struct RunRecord {
     pub profiles: Vec<String>,
     /// Every stage in the manifest's order.
     pub stages: Vec<StageRecord>,
+}
+
+impl RunRecord {
+    /// The same with everything that was said of its stages in new words.
+    pub fn with_texts(&self, new: &dyn Fn(&str) -> String) -> Self {
+        let stages = self.stages.iter().map(|stage| stage.with_texts(new)).collect();
+        Self { stages, ..self.clone() }
+    }
 }
 
 /// Something that happened.
@@ -203,8 +232,49 @@ pub enum Event {
     RunFinished(RunRecord),
 }
 
+impl Event {
+    /// The same with everything that was said in new words. Names and kinds stay.
+    pub fn with_texts(&self, new: &dyn Fn(&str) -> String) -> Self {
+        let mut event = self.clone();
+        match &mut event {
+            Self::RunStarted { .. } | Self::StageWaiting { .. } | Self::Stopping => {}
+            Self::StageStarted { why, .. } => why.iter_mut().for_each(|Change(text)| *text = new(text)),
+            Self::StageProgress { detail: text, .. }
+            | Self::StageNote { text, .. }
+            | Self::StageWarning { text, .. }
+            | Self::Note { text } => *text = new(text),
+            Self::StageFinished(record) => *record = record.with_texts(new),
+            Self::RunFinished(record) => *record = record.with_texts(new),
+        }
+        event
+    }
+}
+
 /// Takes events, in order, from any thread.
 pub trait Listen: Send + Sync {
     /// One thing that happened.
     fn on(&self, event: &Event);
+}
+
+/// Passes events on without values that must not be shown.
+pub struct Hiding {
+    /// The values.
+    pub secrets: Secrets,
+    /// Who gets the events.
+    pub to: Arc<dyn Listen>,
+}
+
+impl Listen for Hiding {
+    fn on(&self, event: &Event) {
+        match self.secrets.is_empty() {
+            true => self.to.on(event),
+            false => self.to.on(&event.with_texts(&|text| self.secrets.hide(text))),
+        }
+    }
+}
+
+/// Numbers by name as JSON has them: one that is none is `null` there, and comes back as NaN.
+pub fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let numbers = BTreeMap::<String, Option<f64>>::deserialize(deserializer)?;
+    Ok(numbers.into_iter().map(|(name, number)| (name, number.unwrap_or(f64::NAN))).collect())
 }

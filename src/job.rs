@@ -292,7 +292,7 @@ impl Task {
                     Event::StageWarning { stage, text }
                 }
                 Saying::Metric(name, value) => {
-                    said.metrics.insert(name, value);
+                    said.metrics.insert(shared.secrets.hide(&name), value);
                     return;
                 }
             });

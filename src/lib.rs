@@ -29,6 +29,7 @@ pub mod sources;
 pub mod clock;
 pub mod event;
 pub mod history;
+pub mod removal;
 pub mod report;
 pub mod size;
 

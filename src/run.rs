@@ -173,7 +173,10 @@ pub fn run(
         () => RunStatus::Succeeded,
     };
     folder.write(&record)?;
-    shared.sources.save()?;
+    if let Err(error) = shared.sources.save(&shared.secrets) {
+        let text = format!("warning: {error}; the next run reads the files outside of the pipeline again");
+        shared.listen.on(&Event::Note { text });
+    }
     shared.listen.on(&Event::RunFinished(record.clone()));
     Ok(record)
 }
@@ -345,7 +348,7 @@ mod tests {
         let manifest = manifest::load(&path, &Overrides::default(), KINDS).unwrap();
         let plan = Plan::new(&manifest, &[]).unwrap();
         let home = Home::at(folder.join("state"));
-        let run_folder = RunFolder::create(&home, "p").unwrap();
+        let run_folder = RunFolder::create(&home, "p", Secrets::default()).unwrap();
         let shared = Arc::new(Shared {
             cache: Cache::new(&home.cache()),
             sources: Sources::open(&home.cache(), crate::hub::Hub::nowhere()),

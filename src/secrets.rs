@@ -3,9 +3,17 @@
 //! Knows the values; does not know who shows a text, nor a value that was encoded or taken apart.
 
 use std::cmp::Reverse;
+use std::fmt;
 use std::sync::Arc;
 
 const HIDDEN: &str = "***";
+
+impl fmt::Debug for Secrets {
+    /// How many there are.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secrets({})", self.values.len())
+    }
+}
 
 /// Values that no text may show. The default hides nothing.
 #[derive(Clone, Default)]
@@ -28,6 +36,27 @@ impl Secrets {
         hidden.sort_by_key(|value| Reverse(value.len()));
         hidden.dedup();
         Self { values: hidden.into() }
+    }
+
+    /// Whether there is nothing to hide.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Whether a text has one of the values in it.
+    pub fn are_in(&self, text: &str) -> bool {
+        self.values.iter().any(|value| text.contains(value))
+    }
+
+    /// Those of more than this many bytes.
+    pub fn longer_than(&self, bytes: usize) -> Self {
+        Self { values: self.values.iter().filter(|value| value.len() > bytes).cloned().collect() }
+    }
+
+    /// These and more.
+    pub fn and(&self, more: impl IntoIterator<Item: AsRef<str>>) -> Self {
+        let all = self.values.iter().cloned().chain(more.into_iter().map(|text| text.as_ref().to_owned()));
+        Self::new(all)
     }
 
     /// The text with `***` in place of each value.

@@ -1,6 +1,6 @@
 """hub_both_ways.py PIPE HUB_SERVER: the guide from the Hub to the Hub, and Python at every door of it.
 
-    pip install huggingface_hub transformers peft torch
+    pip install -r tests/requirements.txt
 
 PIPE is the program, HUB_SERVER what `cargo build --example hub_server` makes. The guide's pipeline runs as the
 repository has it, on a small BLOOM and ought/raft as the Hub lays it out, up to the push; a clone elsewhere generates
@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+
+import serving
 
 PIPE, SERVER = map(os.path.abspath, sys.argv[1:3])
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -32,8 +34,7 @@ os.makedirs(converted)
 shutil.copy(os.path.join(HERE, "data", "raft", "0000.parquet"), converted)
 
 log = os.path.join(work, "requests.jsonl")
-server = subprocess.Popen([SERVER, "--root", hub, "--token", TOKEN, "--log", log], stdout=subprocess.PIPE, text=True)
-endpoint = server.stdout.readline().strip()
+server, endpoint = serving.serve([SERVER, "--root", hub, "--token", TOKEN, "--log", log])
 
 
 def environment(home, **more):
@@ -101,8 +102,7 @@ theirs = os.path.join(work, "theirs")
 assert json.loads(python(theirs, LOAD).splitlines()[-1]) == texts[0]
 
 # What either downloaded, the other finds: the server is gone by then.
-server.kill()
-server.wait()
+serving.end(server)
 assert json.loads(python(os.path.join(work, "other"), LOAD, HF_HUB_OFFLINE="1").splitlines()[-1]) == texts[0]
 third = clone("third")
 pipe(third, "run", f"pipelines/{GENERATE}", "--set", f"adapter={PUSHED}", "--offline", home=theirs)

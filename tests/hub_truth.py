@@ -1,6 +1,6 @@
 """hub_truth.py HUB_SERVER: the tests' Hub is one to Python's own clients.
 
-    pip install huggingface_hub datasets transformers peft torch
+    pip install -r tests/requirements.txt
 
 HUB_SERVER is the program that `cargo build --example hub_server` makes. What is asserted here is what huggingface_hub,
 datasets, transformers and peft see of it, so that what `pipe` sees of it is what it would see of the Hub.
@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+
+import serving
 
 work = tempfile.mkdtemp()
 os.environ.update(HF_HOME=os.path.join(work, "home"), HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
@@ -92,14 +94,9 @@ write("datasets/ada/messages/main/second/data.parquet", parquet(["e", "f"], [1, 
 write("datasets/ada/script/main/script.py", "raise SystemExit\n")
 write("datasets/ada/script/refs%2Fconvert%2Fparquet/tweets/train/0000.parquet", parquet(["x", "y"], [0, 1]))
 
-servers = []
-
-
 def start(*options):
     command = [sys.argv[1], "--root", os.path.join(work, "root"), "--token", TOKEN, *options]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    servers.append(server)
-    return server.stdout.readline().strip()
+    return serving.serve(command)[1]
 
 
 log = os.path.join(work, "requests.jsonl")
@@ -386,6 +383,4 @@ try:
     assert TOKEN not in json.dumps(requests("storage"))
     print(f"{len(requests())} requests: the tests' Hub is one to huggingface_hub, datasets, transformers and peft")
 finally:
-    for server in servers:
-        server.kill()
     shutil.rmtree(work, ignore_errors=True)

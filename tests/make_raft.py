@@ -1,6 +1,6 @@
 """Writes tests/data/raft/0000.parquet: messages with the names of their classes, as `datasets` writes them.
 
-    pip install datasets
+    pip install -r tests/requirements.txt
     python tests/make_raft.py
 """
 import os

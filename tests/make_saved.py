@@ -1,6 +1,6 @@
 """Writes tests/saved: folders of `save_to_disk`, and the rows they hold as jsonl.
 
-    pip install datasets
+    pip install -r tests/requirements.txt
     python tests/make_saved.py
 
   one/          a Dataset in three shards

@@ -1,6 +1,6 @@
 """Writes tests/data: tiny models of the three families, and what transformers and PEFT compute with them.
 
-    pip install torch transformers peft safetensors tokenizers
+    pip install -r tests/requirements.txt
     python tests/make_tiny.py           # everything
     python tests/make_tiny.py weights   # weights.safetensors alone
 

@@ -6,7 +6,7 @@
 #     WORK      a folder for models and runs; default: a temporary one
 #
 # Needs libcublas and libnvrtc of CUDA 12 or 13 (CUDA_HOME, LD_LIBRARY_PATH, or those that torch brought along), and
-# python3 with torch, transformers and peft. References, the tweets and PEFT's script are looked for in ../shared beside
+# python3 with tests/requirements.txt. References, the tweets and PEFT's script are looked for in ../shared beside
 # the repository, or in what SHARED names. Each part says what it found and whether that will do; the last lines are the
 # summary, the exit code the number of parts that failed.
 set -uo pipefail

@@ -1,6 +1,6 @@
 """peft_loads.py MODEL RUN: Python's PEFT loads the adapter of a run onto the same weights and computes the same.
 
-    pip install torch transformers peft safetensors
+    pip install -r tests/requirements.txt
 
 Compares the loss that `evaluate` recorded row by row with the loss PEFT computes for the same rows, and the greedy
 text of `generate`. MODEL is a Hugging Face folder, RUN a folder under .pipe/runs with stages prompt, tokens, scores

@@ -1,6 +1,6 @@
 """transformers_loads.py RUN: transformers loads the model folder of a run and computes the same loss.
 
-    pip install torch transformers safetensors
+    pip install -r tests/requirements.txt
 
 Compares the loss that `evaluate` recorded row by row with the loss transformers computes for the same rows. RUN is a
 folder under .pipe/runs with stages tuned (fine_tune) and scores.

@@ -152,6 +152,7 @@ pub struct Entry {
     /// The outputs by name.
     pub outputs: BTreeMap<String, OutputRef>,
     /// Numbers the stage said.
+    #[serde(deserialize_with = "crate::event::numbers")]
     pub metrics: BTreeMap<String, f64>,
     /// Warnings the stage gave: a cached result repeats them.
     pub warnings: Vec<String>,

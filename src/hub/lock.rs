@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::api::Repo;
 use super::error::HubError;
 use super::repo::{Commit, FileDigest, RemoteFile, RepoKind, RepoName, is_safe_path};
+use crate::secrets::Secrets;
 
 const ABOUT: &str = "\
 # What this pipeline takes from the Hugging Face Hub, to the byte. Written by `pipe run`, moved on by
@@ -143,10 +144,14 @@ impl Lock {
         Ok(Self { entries: text.repositories, changed: false })
     }
 
-    /// Writes the file if something is new.
-    pub fn save(&mut self, path: &Path) -> io::Result<()> {
+    /// Writes the file if something is new; a name with a secret in it is not written.
+    pub fn save(&mut self, path: &Path, secrets: &Secrets) -> io::Result<()> {
         if self.changed {
-            crate::files::write_atomically(path, self.text()?.as_bytes())?;
+            let shown = |e: &&Entry| !secrets.are_in(&e.name.to_string()) && !secrets.are_in(&e.revision);
+            let written =
+                Self { entries: self.entries.iter().filter(shown).cloned().collect(), changed: true };
+            crate::files::write_atomically(path, written.text()?.as_bytes())
+                .map_err(crate::files::named(path))?;
             self.changed = false;
         }
         Ok(())
@@ -240,7 +245,7 @@ mod tests {
         let path = beside(&dir.path().join("tweets.yaml"));
         assert!(path.ends_with("tweets.lock"));
         let mut lock = Lock::read(&path).unwrap();
-        lock.save(&path).unwrap();
+        lock.save(&path, &Secrets::default()).unwrap();
         assert!(!path.exists());
         let mut raft = pin("ought/raft", '2', &["null/train-0.parquet"]);
         raft.repo.kind = RepoKind::Dataset;
@@ -249,7 +254,7 @@ mod tests {
         lock.set("main", "twitter_complaints", &raft);
         lock.set("main", "tokenizer", &pin("a/bloom", '1', &["tokenizer.json"]));
         lock.set("main", "model", &pin("a/bloom", '1', &["config.json", "model.safetensors"]));
-        lock.save(&path).unwrap();
+        lock.save(&path, &Secrets::default()).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(
             text,

@@ -27,6 +27,7 @@ pub use lock::{Lock, Pin};
 pub use repo::{Commit, FileDigest, RemoteFile, RepoKind, RepoName};
 pub use settings::{Network, Settings, Token};
 
+use crate::secrets::Secrets;
 use crate::size::bytes;
 use crate::stage::Cancel;
 use api::Api;
@@ -214,9 +215,9 @@ impl Hub {
     }
 
     /// Writes what was pinned beside the manifest; the lines to show of what is new.
-    pub fn save(&self) -> std::io::Result<Vec<String>> {
+    pub fn save(&self, secrets: &Secrets) -> std::io::Result<Vec<String>> {
         let mut state = self.state();
-        state.lock.save(&self.file)?;
+        state.lock.save(&self.file, secrets)?;
         Ok(std::mem::take(&mut state.news))
     }
 

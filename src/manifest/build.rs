@@ -15,7 +15,6 @@ use super::{Edge, On, StageDecl};
 use crate::diagnostic::{Diagnostic, Span, list, suggestion};
 use crate::location::Place;
 use crate::schema::KindSchema;
-use crate::secrets::Secrets;
 use crate::stage::{AnyStage, Content, Kind, Output, Port};
 
 /// What later stages need to know of one that has been looked at.
@@ -91,7 +90,7 @@ fn build_one(
         &draft.timeout,
         "timeout",
         axes,
-        "seconds, or text such as 90s, 15m or 2h",
+        "seconds, or text such as 90s, 15m or 2h, at most 10 years",
         scope,
         faults,
         duration,
@@ -134,14 +133,12 @@ fn build_one(
             }
             _ => faults.extend(found.into_iter().map(|fault| {
                 let at = place(fault.key, &result.with).unwrap_or(span);
-                let message = without_secrets(fault.message, scope);
-                let help = fault.help.map(|help| without_secrets(help, scope));
-                Diagnostic::error(message).at(at).maybe_help(help)
+                Diagnostic::error(fault.message).at(at).maybe_help(fault.help)
             })),
         }
     }
     if on == On::On {
-        faults.extend(missing_sources(typed.stage.as_ref(), &result.with, span, scope));
+        faults.extend(missing_sources(typed.stage.as_ref(), &result.with, span));
     }
     let edge = |link: &Link| {
         let from = &instance_id(built, link.from)?;
@@ -280,18 +277,12 @@ fn missing_ports(draft: &Draft, kind: &Kind, links: &[Link], faults: &mut Vec<Di
 }
 
 /// Paths that a stage would read and at which there is nothing.
-fn missing_sources(
-    stage: &dyn AnyStage,
-    with: &[(Key, Filled)],
-    span: Span,
-    scope: &Scope<'_>,
-) -> Vec<Diagnostic> {
+fn missing_sources(stage: &dyn AnyStage, with: &[(Key, Filled)], span: Span) -> Vec<Diagnostic> {
     let named = stage.sources().into_iter().filter(|s| !matches!(s.content, Content::BaseModel { .. }));
     let missing = named.filter_map(|source| match source.location.resolve() {
         Place::Missing(path) => {
-            let message = without_secrets(format!("nothing is at {}", path.display()), scope);
-            let help = without_secrets(source.location.advice(), scope);
-            Some(Diagnostic::error(message).at(place(&source.role, with).unwrap_or(span)).help(help))
+            let fault = Diagnostic::error(format!("nothing is at {}", path.display()));
+            Some(fault.at(place(&source.role, with).unwrap_or(span)).help(source.location.advice()))
         }
         _ => None,
     });
@@ -304,10 +295,6 @@ fn place(key: &str, with: &[(Key, Filled)]) -> Option<Span> {
     let (_, filled) = with.iter().find(|(key, _)| key.text == first)?;
     let inner = rest.and_then(|rest| rest.split('.').try_fold(&filled.real, |node, step| node.get(step)));
     Some(inner.unwrap_or(&filled.real).span)
-}
-
-fn without_secrets(message: String, scope: &Scope<'_>) -> String {
-    Secrets::new(&scope.secrets).hide(&message)
 }
 
 /// A key beside `with`, its references followed; what does not fit is reported.
@@ -348,6 +335,9 @@ fn retries(node: &Node) -> Option<u32> {
     scalar_text(node)?.parse().ok().filter(|n| *n <= 10)
 }
 
+/// A clock can't tell any time whatever from now.
+const LONGEST: Duration = Duration::from_secs(10 * 366 * 86400);
+
 fn duration(node: &Node) -> Option<Duration> {
     let text = scalar_text(node)?;
     let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
@@ -357,5 +347,5 @@ fn duration(node: &Node) -> Option<Duration> {
         None => (text.as_str(), 1.0),
     };
     let seconds: f64 = number.parse().ok()?;
-    Duration::try_from_secs_f64(seconds * unit).ok().filter(|d| !d.is_zero())
+    Duration::try_from_secs_f64(seconds * unit).ok().filter(|d| !d.is_zero() && *d <= LONGEST)
 }

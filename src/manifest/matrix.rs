@@ -43,6 +43,8 @@ pub fn expand(
     let mut axes: Vec<Vec<Axis>> = vec![Vec::new(); drafts.len()];
     let mut instances: Vec<Instance> = Vec::new();
     let mut names = HashSet::new();
+    let mut of: Vec<Vec<usize>> = vec![Vec::new(); drafts.len()];
+    let mut too_many = false;
     for at in wiring.order.iter().copied() {
         let mut own: Vec<Axis> = Vec::new();
         let inherited = wiring.wires[at].iter().flat_map(|wire| axes[wire.from].clone());
@@ -60,8 +62,10 @@ pub fn expand(
         }
         let count = own.iter().fold(1usize, |n, axis| n.saturating_mul(axis.values.len()));
         if instances.len().saturating_add(count) > MAX_INSTANCES {
-            let message = format!("the combinations make more than {MAX_INSTANCES} stages");
-            faults.push(Diagnostic::error(message).at(drafts[at].name.span));
+            if !std::mem::replace(&mut too_many, true) {
+                let message = format!("the combinations make more than {MAX_INSTANCES} stages");
+                faults.push(Diagnostic::error(message).at(drafts[at].name.span));
+            }
             own.clear();
         }
         for combination in combinations(&own) {
@@ -72,11 +76,11 @@ pub fn expand(
                 faults.push(Diagnostic::error(message).at(drafts[at].name.span).help(help));
             }
             let inputs = wiring.wires[at].iter().filter_map(|wire| {
-                let lines_up =
-                    |i: &Instance| i.draft == wire.from && i.axes.iter().all(|a| combination.contains(a));
-                Some((wire.clone(), instances.iter().position(lines_up)?))
+                let lines_up = |i: &&usize| instances[**i].axes.iter().all(|a| combination.contains(a));
+                Some((wire.clone(), *of[wire.from].iter().find(lines_up)?))
             });
             let inputs = inputs.collect();
+            of[at].push(instances.len());
             instances.push(Instance { draft: at, id, axes: combination, inputs });
         }
         axes[at] = own;

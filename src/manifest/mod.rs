@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::device::{Device, DeviceError, DeviceSpec};
 use crate::diagnostic::{self, Diagnostic, Severity, Source, Span};
+use crate::secrets::Secrets;
 use crate::stage::{AnyStage, Kind};
 
 mod build;
@@ -49,7 +50,7 @@ pub struct Manifest {
     /// What is worth a look.
     pub warnings: Vec<Diagnostic>,
     /// The environment's values that are in the stages: not to be shown.
-    pub secrets: Vec<String>,
+    pub secrets: Secrets,
 }
 
 /// A stage as the manifest declares it.
@@ -136,6 +137,8 @@ pub struct Faults {
     pub source: Arc<Source>,
     /// The errors, at least one, and warnings.
     pub list: Vec<Diagnostic>,
+    /// The environment's values that may be in their texts.
+    pub secrets: Secrets,
 }
 
 impl std::error::Error for Faults {}
@@ -154,7 +157,7 @@ impl Faults {
 
     /// All of them as they are shown; ends without a newline.
     pub fn render(&self, color: bool) -> String {
-        diagnostic::render(&self.source, &self.list, color)
+        diagnostic::render(&self.source, &self.list, &self.secrets, color)
     }
 }
 
@@ -162,7 +165,9 @@ impl Faults {
 pub fn load(path: &Path, overrides: &Overrides, kinds: &'static [Kind]) -> Result<Manifest, Faults> {
     let (source, fault) = yaml::read(path);
     match fault {
-        Some(fault) => Err(Faults { source: Arc::new(source), list: vec![fault] }),
+        Some(fault) => {
+            Err(Faults { source: Arc::new(source), list: vec![fault], secrets: Secrets::default() })
+        }
         None => load_source(path, source, overrides, kinds),
     }
 }
@@ -186,7 +191,10 @@ fn load_source(
     let wrong = faults.iter().any(|fault| fault.severity == Severity::Error);
     match manifest {
         Some(manifest) if !wrong => Ok(Manifest { warnings: faults, ..manifest }),
-        _ => Err(Faults { source, list: faults }),
+        manifest => {
+            let secrets = manifest.map(|m| m.secrets).unwrap_or_default();
+            Err(Faults { source, list: faults, secrets })
+        }
     }
 }
 
@@ -222,6 +230,6 @@ fn read(
         params: params.into(),
         stages,
         warnings: Vec::new(),
-        secrets: scope.secrets.into_iter().collect(),
+        secrets: Secrets::new(scope.secrets),
     })
 }

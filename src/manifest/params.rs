@@ -2,13 +2,14 @@
 //!
 //! Knows who wins; does not know what `${…}` in a value stands for.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::document::Document;
 use super::node::{Key, Node, Value};
 use super::yaml;
-use crate::diagnostic::{Diagnostic, Span, suggestion};
+use crate::diagnostic::{Diagnostic, Meant, Span, suggestion};
 
 /// What the command line and the surroundings say about a manifest.
 #[derive(Clone, Debug)]
@@ -50,13 +51,15 @@ pub fn apply(document: &mut Document, overrides: &Overrides, faults: &mut Vec<Di
     let params = std::mem::take(&mut document.params);
     let mut params: Vec<Param> =
         params.into_iter().map(|(key, node)| Param { key, node, set: None }).collect();
-    check_profiles(document, &params, faults);
+    let index: HashMap<String, usize> =
+        params.iter().enumerate().map(|(at, param)| (param.key.text.clone(), at)).collect();
+    check_profiles(document, &params, &index, faults);
     for profile in &overrides.profiles {
         match document.profiles.iter().find(|(name, _)| name.text == *profile) {
             Some((_, replaced)) => {
                 for (key, node) in replaced {
-                    if let Some(param) = params.iter_mut().find(|p| p.key.text == key.text) {
-                        param.node = node.clone();
+                    if let Some(at) = index.get(&key.text) {
+                        params[*at].node = node.clone();
                     }
                 }
             }
@@ -78,14 +81,20 @@ pub fn apply(document: &mut Document, overrides: &Overrides, faults: &mut Vec<Di
     params
 }
 
-fn check_profiles(document: &Document, params: &[Param], faults: &mut Vec<Diagnostic>) {
-    let known: Vec<&str> = params.iter().map(|p| p.key.text.as_str()).collect();
+fn check_profiles(
+    document: &Document,
+    params: &[Param],
+    index: &HashMap<String, usize>,
+    faults: &mut Vec<Diagnostic>,
+) {
+    let known: Arc<[String]> = params.iter().map(|p| p.key.text.clone()).collect();
     for (profile, replaced) in &document.profiles {
-        for (key, _) in replaced.iter().filter(|(key, _)| !known.contains(&key.text.as_str())) {
+        for (key, _) in replaced.iter().filter(|(key, _)| !index.contains_key(&key.text)) {
             let message =
                 format!("the profile `{}` replaces `{}`, which is no param", profile.text, key.text);
-            let help = suggestion(&key.text, "the params are", &known);
-            faults.push(Diagnostic::error(message).at(key.span).maybe_help(help));
+            let among = known.clone();
+            let meant = Meant { word: key.text.clone(), what: "the params are", among, but: None };
+            faults.push(Diagnostic::error(message).at(key.span).meant(meant));
         }
     }
 }

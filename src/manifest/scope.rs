@@ -4,10 +4,11 @@
 //! keys and records ever see of the environment. Does not know what the values are for.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use super::node::{Node, Value};
 use super::params::Param;
-use crate::diagnostic::{Diagnostic, Source, Span, suggestion};
+use crate::diagnostic::{Diagnostic, Meant, Source, Span, suggestion};
 
 /// How far params may refer to params that refer to params, and how deep a value may become.
 const MAX_DEPTH: usize = 64;
@@ -59,8 +60,11 @@ pub struct Scope<'a> {
     /// The environment's values that were used.
     pub secrets: BTreeSet<String>,
     index: HashMap<&'a str, usize>,
+    names: Arc<[String]>,
+    /// The keys of params that are mappings, by the way to them, for advice.
+    keys: HashMap<String, Arc<[String]>>,
     /// By param and leniency: what is left out for a stage that is off is missed in one that is on.
-    filled: HashMap<(usize, bool), Filled>,
+    filled: HashMap<(usize, bool), Arc<Filled>>,
     open: Vec<usize>,
     used: HashSet<usize>,
     inserted: usize,
@@ -84,6 +88,8 @@ impl<'a> Scope<'a> {
             faults: Vec::new(),
             secrets: BTreeSet::new(),
             index: params.iter().enumerate().map(|(at, param)| (param.key.text.as_str(), at)).collect(),
+            names: params.iter().map(|param| param.key.text.clone()).collect(),
+            keys: HashMap::new(),
             filled: HashMap::new(),
             open: Vec::new(),
             used: HashSet::new(),
@@ -244,10 +250,13 @@ impl<'a> Scope<'a> {
         let mut steps = path.split('.');
         let name = steps.next().unwrap_or_default();
         let Some(index) = self.index.get(name).copied() else {
-            let known: Vec<&str> = self.params.iter().map(|p| p.key.text.as_str()).collect();
-            let help =
-                suggestion(name, "the params are", &known).or(Some("this manifest has no `params`".into()));
-            self.fault(site, whole, &format!("there is no param `{name}`"), help);
+            let message = format!("there is no param `{name}`");
+            if self.names.is_empty() {
+                self.fault(site, whole, &message, Some("this manifest has no `params`".into()));
+            } else {
+                let among = self.names.clone();
+                self.misspelt(site, whole, &message, (name, "the params are", among));
+            }
             return None;
         };
         if let Some(first) = self.open.iter().position(|open| *open == index) {
@@ -263,28 +272,31 @@ impl<'a> Scope<'a> {
             self.fault(site, whole, &message, None);
             return None;
         }
-        let mut filled = self.param(index)?;
+        let filled = self.param(index)?;
+        let (mut real, mut masked) = (&filled.real, &filled.masked);
+        let mut way = name.len();
         for step in steps {
-            match (filled.real.get(step), filled.masked.get(step)) {
-                (Some(real), Some(masked)) => {
-                    filled = Filled { real: real.clone(), masked: masked.clone(), broken: false };
-                }
+            match (real.get(step), masked.get(step)) {
+                (Some(r), Some(m)) => (real, masked) = (r, m),
                 _ => {
-                    let known: Vec<&str> = match &filled.real.value {
-                        Value::Map(entries) => entries.iter().map(|(key, _)| key.text.as_str()).collect(),
-                        _ => Vec::new(),
+                    let Value::Map(entries) = &real.value else {
+                        self.fault(site, whole, &format!("the param `{name}` has no key `{step}`"), None);
+                        return None;
                     };
-                    let help = suggestion(step, "its keys are", &known);
-                    self.fault(site, whole, &format!("the param `{name}` has no key `{step}`"), help);
+                    let keys = || entries.iter().map(|(key, _)| key.text.clone()).collect();
+                    let among = self.keys.entry(path[..way].into()).or_insert_with(keys).clone();
+                    let message = format!("the param `{name}` has no key `{step}`");
+                    self.misspelt(site, whole, &message, (step, "its keys are", among));
                     return None;
                 }
             }
+            way += 1 + step.len();
         }
-        Some(filled)
+        Some(Filled { real: real.clone(), masked: masked.clone(), broken: false })
     }
 
     /// The value of a param, its own references followed; `None` if one of them leads nowhere.
-    fn param(&mut self, index: usize) -> Option<Filled> {
+    fn param(&mut self, index: usize) -> Option<Arc<Filled>> {
         self.used.insert(index);
         let filled = match self.filled.get(&(index, self.lenient)) {
             Some(filled) => filled.clone(),
@@ -292,6 +304,7 @@ impl<'a> Scope<'a> {
                 let params = self.params;
                 self.open.push(index);
                 let filled = self.fill_from(&params[index].node, &[], params[index].set.as_deref());
+                let filled = Arc::new(filled);
                 self.open.pop();
                 self.filled.insert((index, self.lenient), filled.clone());
                 filled
@@ -337,6 +350,20 @@ impl<'a> Scope<'a> {
             None => Diagnostic::error(message).at(self.place_of(written, site.node.span)),
         };
         self.faults.push(fault.maybe_help(help));
+    }
+
+    /// A fault about a word, with what its names are and the names that it may have been meant to be.
+    fn misspelt(
+        &mut self,
+        site: &Site<'_>,
+        written: &str,
+        message: &str,
+        (word, what, among): (&str, &'static str, Arc<[String]>),
+    ) {
+        self.fault(site, written, message, None);
+        if let Some(fault) = self.faults.last_mut() {
+            fault.meant = Some(Meant { word: word.into(), what, among, but: None });
+        }
     }
 
     /// The place of a reference within its text; the whole text where quoting or an alias hides it.

@@ -467,7 +467,7 @@ fn a_value_of_the_environment_is_nowhere_but_in_the_stage() {
     assert_eq!(share.config["token"], "Bearer ${env.TOKEN}");
     assert_eq!(share.stage.canonical()["token"], "Bearer s3cret");
     assert_eq!(manifest.params["key"], "${env.TOKEN}");
-    assert_eq!(manifest.secrets, ["s3cret"]);
+    assert_eq!(manifest.secrets.hide("s3cret"), "***");
 
     let wrong = text.replace("repo: a/b", "repo: \"${env.TOKEN}\"");
     let shown = load_text(&wrong, &overrides(&[], &[])).err().unwrap().to_string();
@@ -531,7 +531,7 @@ fn wrong_manifests_are_shown_as_expected() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let source = Source { name, text: text.clone() };
         let shown = match load_source(&path, source.clone(), &overrides(&profiles, &set), KINDS) {
-            Ok(manifest) => diagnostic::render(&source, &manifest.warnings, false),
+            Ok(manifest) => diagnostic::render(&source, &manifest.warnings, &manifest.secrets, false),
             Err(faults) => faults.to_string(),
         };
         let shown = format!("{shown}\n");
@@ -692,7 +692,7 @@ fn the_pipelines_of_the_repository_are_well() {
                 Ok(manifest) => assert!(
                     manifest.warnings.is_empty(),
                     "{}",
-                    diagnostic::render(&manifest.source, &manifest.warnings, false)
+                    diagnostic::render(&manifest.source, &manifest.warnings, &manifest.secrets, false)
                 ),
                 Err(faults) => panic!("{profiles:?}\n{faults}"),
             }

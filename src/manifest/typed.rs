@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::node::{Key, Node, NodeError, Problem, Step, Value, path_text};
 use super::scope::Filled;
-use crate::diagnostic::{Diagnostic, Span, nearest, suggestion};
+use crate::diagnostic::{self, Diagnostic, Span, nearest, suggestion};
 use crate::schema::{self, KindSchema};
 use crate::stage::{AnyStage, Kind};
 
@@ -51,9 +51,12 @@ pub fn read(
             faults.push(missing(kind, key, at));
         }
     }
+    let in_outputs = real.get("outputs").zip(masked.get("outputs")).and_then(|(r, m)| difference(r, m));
     let stage = loop {
         match (kind.parse)(kind, masked.clone()) {
             Ok(stage) => break Some(stage),
+            // Each try reads all of it again: beyond what is shown of a file, the rest of this one is let be.
+            Err(_) if faults.len() - before > diagnostic::SHOWN => break None,
             Err(error) => {
                 faults.extend(fault_of(kind, &schema, &error, &masked, &removed, at));
                 if !cut(&mut masked, &error, &mut removed) {
@@ -68,6 +71,12 @@ pub fn read(
         return Some(Typed { stage, config });
     }
     match (kind.parse)(kind, real) {
+        Ok(with_values) if with_values.outputs() != stage.outputs() => {
+            let message =
+                "a value of the environment can't be in `outputs`: it would show in names and records";
+            faults.push(Diagnostic::error(message).at(in_outputs.unwrap_or(at)));
+            None
+        }
         Ok(stage) => Some(Typed { stage, config }),
         Err(error) => {
             // Its own words could show the value.
@@ -76,6 +85,16 @@ pub fn read(
             None
         }
     }
+}
+
+/// The place of the first value that two trees of one shape differ in.
+fn difference(a: &Node, b: &Node) -> Option<Span> {
+    let inside = match (&a.value, &b.value) {
+        (Value::Map(a), Value::Map(b)) => a.iter().zip(b).find_map(|((_, a), (_, b))| difference(a, b)),
+        (Value::List(a), Value::List(b)) => a.iter().zip(b).find_map(|(a, b)| difference(a, b)),
+        _ => None,
+    };
+    inside.or_else(|| (a != b).then_some(a.span))
 }
 
 /// A profile leaves a key out by `null`; so does a stage, unless null is a value of that key.

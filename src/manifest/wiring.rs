@@ -2,12 +2,15 @@
 //!
 //! Knows names; does not know what flows, nor what a matrix makes of a stage.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
 use petgraph::algo::tarjan_scc;
 use petgraph::graph::{DiGraph, NodeIndex};
 
 use super::document::Draft;
 use super::node::Value;
-use crate::diagnostic::{Diagnostic, Span, suggestion};
+use crate::diagnostic::{Diagnostic, Meant, Span, suggestion};
 
 /// A reference under `inputs` that leads to a stage.
 #[derive(Clone, Debug)]
@@ -32,20 +35,28 @@ pub struct Wiring {
 
 /// Follows every reference; circles are reported and then cut, so that all else can be looked at.
 pub fn connect(drafts: &[Draft], faults: &mut Vec<Diagnostic>) -> Wiring {
-    let mut wires: Vec<Vec<Wire>> = drafts.iter().map(|draft| wires_of(draft, drafts, faults)).collect();
+    let names: Arc<[String]> = drafts.iter().map(|draft| draft.name.text.clone()).collect();
+    let index = names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+    let mut wires: Vec<Vec<Wire>> =
+        drafts.iter().map(|draft| wires_of(draft, &names, &index, faults)).collect();
     let groups = strongly_connected(&wires);
     for group in &groups {
-        let inside = |from: usize| group.contains(&from);
-        if let Some(circle) = circle_in(group, &wires) {
+        let inside: HashSet<usize> = group.iter().copied().collect();
+        if let Some(circle) = circle_in(&inside, &wires) {
             faults.push(circle_fault(&circle, drafts));
-            group.iter().for_each(|at| wires[*at].retain(|wire| !inside(wire.from)));
+            group.iter().for_each(|at| wires[*at].retain(|wire| !inside.contains(&wire.from)));
         }
     }
     let order = strongly_connected(&wires).into_iter().flatten().collect();
     Wiring { wires, order }
 }
 
-fn wires_of(draft: &Draft, drafts: &[Draft], faults: &mut Vec<Diagnostic>) -> Vec<Wire> {
+fn wires_of(
+    draft: &Draft,
+    names: &Arc<[String]>,
+    index: &HashMap<&str, usize>,
+    faults: &mut Vec<Diagnostic>,
+) -> Vec<Wire> {
     let mut wires = Vec::new();
     for (port, node) in &draft.inputs {
         if let Some(kind) = draft.kind
@@ -68,13 +79,16 @@ fn wires_of(draft: &Draft, drafts: &[Draft], faults: &mut Vec<Diagnostic>) -> Ve
             Some((stage, output)) => (stage, Some(output.to_string())),
             None => (reference.as_str(), None),
         };
-        match drafts.iter().position(|d| d.name.text == stage) {
-            Some(from) => wires.push(Wire { port: port.text.clone(), from, output, span: node.span }),
+        match index.get(stage) {
+            Some(&from) => wires.push(Wire { port: port.text.clone(), from, output, span: node.span }),
             None => {
-                let known: Vec<&str> =
-                    drafts.iter().map(|d| d.name.text.as_str()).filter(|n| *n != draft.name.text).collect();
                 let fault = Diagnostic::error(format!("there is no stage `{stage}`")).at(node.span);
-                faults.push(fault.maybe_help(suggestion(stage, "the stages are", &known)));
+                faults.push(fault.meant(Meant {
+                    word: stage.into(),
+                    what: "the stages are",
+                    among: names.clone(),
+                    but: Some(draft.name.text.clone()),
+                }));
             }
         }
     }
@@ -94,11 +108,12 @@ fn strongly_connected(wires: &[Vec<Wire>]) -> Vec<Vec<usize>> {
 }
 
 /// A circle within a group: each stage with the wire that it takes from the next one by.
-fn circle_in<'w>(group: &[usize], wires: &'w [Vec<Wire>]) -> Option<Vec<(usize, &'w Wire)>> {
+fn circle_in<'w>(group: &HashSet<usize>, wires: &'w [Vec<Wire>]) -> Option<Vec<(usize, &'w Wire)>> {
     let mut walk: Vec<(usize, &Wire)> = Vec::new();
+    let mut places: HashMap<usize, usize> = HashMap::new();
     let mut at = *group.iter().min()?;
     loop {
-        if let Some(start) = walk.iter().position(|(stage, _)| *stage == at) {
+        if let Some(start) = places.insert(at, walk.len()) {
             return Some(walk.split_off(start));
         }
         let wire = wires[at].iter().find(|wire| group.contains(&wire.from))?;
@@ -107,6 +122,9 @@ fn circle_in<'w>(group: &[usize], wires: &'w [Vec<Wire>]) -> Option<Vec<(usize, 
     }
 }
 
+/// Of a longer circle this many stages are shown at its beginning and at its end.
+const CIRCLE: usize = 10;
+
 fn circle_fault(circle: &[(usize, &Wire)], drafts: &[Draft]) -> Diagnostic {
     let name = |at: usize| drafts[at].name.text.as_str();
     // The walk goes against the flow: what is shown follows it.
@@ -114,12 +132,20 @@ fn circle_fault(circle: &[(usize, &Wire)], drafts: &[Draft]) -> Diagnostic {
     let mut names: Vec<&str> = circle.iter().map(|(_, wire)| name(wire.from)).collect();
     names.reverse();
     names.push(names[0]);
+    let more = names.len().saturating_sub(2 * CIRCLE);
+    let names = match more {
+        0 => names.join(" -> "),
+        _ => {
+            let (begin, end) = (&names[..CIRCLE], &names[names.len() - CIRCLE..]);
+            format!("{} -> … {more} more … -> {}", begin.join(" -> "), end.join(" -> "))
+        }
+    };
     let message = match circle {
         [_] => format!("`{first}` takes its own result"),
-        _ => format!("these stages wait for each other: {}", names.join(" -> ")),
+        _ => format!("these stages wait for each other: {names}"),
     };
     let mut fault = Diagnostic::error(message).help("a stage can only take from stages that don't need it");
-    for (index, (at, wire)) in circle.iter().enumerate() {
+    for (index, (at, wire)) in circle.iter().enumerate().take(2 * CIRCLE) {
         let label = format!("`{}` waits for `{}`", name(*at), name(wire.from));
         fault = match index {
             0 => fault.at(wire.span).label(label),

@@ -6,9 +6,13 @@ use std::path::Path;
 
 use super::{console, number, seconds, table};
 use crate::event::{RunRecord, RunStatus, StageRecord};
+use crate::history::Found;
+use crate::removal::Weight;
+use crate::size::{bytes, grouped};
 
-fn word(status: RunStatus) -> &'static str {
-    match status {
+fn word(run: &Found) -> &'static str {
+    match run.record.status {
+        RunStatus::Running if run.going => "running",
         RunStatus::Running => "unfinished",
         RunStatus::Succeeded => "succeeded",
         RunStatus::Failed => "failed",
@@ -17,16 +21,17 @@ fn word(status: RunStatus) -> &'static str {
 }
 
 /// `pipe runs`.
-pub fn list(records: &[RunRecord]) -> String {
-    if records.is_empty() {
+pub fn list(runs: &[Found]) -> String {
+    if runs.is_empty() {
         return "there are no runs here yet\n".into();
     }
     let mut rows = vec![["RUN", "STATUS", "TIME", "RAN", "CACHED"].map(String::from).to_vec()];
-    for record in records {
+    for run in runs {
+        let record = &run.record;
         let count = |s| record.stages.iter().filter(|r| r.status == s).count().to_string();
         rows.push(vec![
             record.run.clone(),
-            word(record.status).into(),
+            word(run).into(),
             seconds(record.seconds),
             count(crate::event::Status::Ran),
             count(crate::event::Status::Cached),
@@ -36,11 +41,12 @@ pub fn list(records: &[RunRecord]) -> String {
 }
 
 /// `pipe show RUN`.
-pub fn show(record: &RunRecord, folder: &Path) -> String {
+pub fn show(run: &Found) -> String {
+    let (record, folder) = (&run.record, &run.folder);
     let mut text = format!(
         "{} · {} · {} · started {}\n{}\n",
         record.run,
-        word(record.status),
+        word(run),
         seconds(record.seconds),
         record.started,
         folder.display()
@@ -101,6 +107,30 @@ pub fn show_stage(stage: &StageRecord, run_folder: &Path) -> String {
         }
     }
     text
+}
+
+/// `pipe runs rm`: what was removed, or with `--dry-run` would be.
+pub fn removed(removed: &[String], going: usize, weight: Weight, dry_run: bool) -> String {
+    let mut text = String::new();
+    if dry_run {
+        removed.iter().for_each(|name| text += &format!("{name}\n"));
+    }
+    let runs = |n: usize| format!("{} run{}", grouped(n), if n == 1 { "" } else { "s" });
+    let (done, frees) = if dry_run { ("would remove", "frees") } else { ("removed", "freed") };
+    text += &format!("{done} {}, which {frees} {}", runs(removed.len()), bytes(weight.freed));
+    if weight.cached > 0 {
+        text += &format!("; {} more are still in the cache: `pipe cache gc`", bytes(weight.cached));
+    }
+    if weight.elsewhere > 0 {
+        text += &format!("; {} more are still in other runs", bytes(weight.elsewhere));
+    }
+    if going > 0 {
+        text += &format!(
+            "; {} going on and stays",
+            if going == 1 { "1 run is".into() } else { runs(going) + " are" }
+        );
+    }
+    text + "\n"
 }
 
 /// `pipe diff A B`: params and metrics that differ, side by side; the rest is counted.

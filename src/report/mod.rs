@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use crate::event::{Event, Listen};
 use crate::history::json_line;
+use crate::size;
 
 /// Whether to colour what goes to standard error.
 pub fn color() -> bool {
@@ -26,14 +27,62 @@ pub fn color() -> bool {
 /// `error: …` and `help: …` on standard error.
 pub fn error(message: &str, help: Option<&str>) {
     let (red, bold, off) = if color() { ("\x1b[1;31m", "\x1b[1m", "\x1b[0m") } else { ("", "", "") };
-    eprintln!("{red}error{off}{bold}:{off} {message}");
+    err(&format!("{red}error{off}{bold}:{off} {}\n", harmless(message)));
     if let Some(help) = help {
-        eprintln!("  {bold}help:{off} {help}");
+        err(&format!("  {bold}help:{off} {}\n", harmless(help)));
     }
 }
 
-/// Text as it is, on standard output. A reader that went away is no error.
+/// What a terminal would act on, as text that a person sees: `␛`, and `\u{202e}` for what turns the line around.
+///
+/// Names and messages come from manifests, data, models and programs. Line breaks and tabs stay.
+pub fn harmless(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => shown.push(c),
+            '\0'..='\x1f' => shown.extend(char::from_u32(0x2400 + u32::from(c))),
+            '\x7f' => shown.push('␡'),
+            _ if acts(c) => shown.extend(c.escape_unicode()),
+            _ => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// Whether a terminal acts on a character that is no ASCII.
+fn acts(c: char) -> bool {
+    matches!(
+        c,
+        '\u{80}'..='\u{9f}'
+            | '\u{61c}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}'
+    )
+}
+
+/// JSON, on standard output; what a terminal would act on is escaped, which to a program is the same.
+pub fn json(text: &str) {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\x7f' => escaped.push_str("\\u007f"),
+            _ if acts(c) => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            _ => escaped.push(c),
+        }
+    }
+    exact(&escaped);
+}
+
+/// Text for a person, on standard output. A reader that went away is no error.
 pub fn out(text: &str) {
+    exact(&harmless(text));
+}
+
+/// A drawing for a program, as it is, on standard output.
+pub fn exact(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
@@ -47,7 +96,7 @@ pub struct Json;
 
 impl Listen for Json {
     fn on(&self, event: &Event) {
-        out(&(json_line(event) + "\n"));
+        json(&(json_line(event) + "\n"));
     }
 }
 
@@ -86,14 +135,7 @@ pub fn number(x: f64) -> String {
 }
 
 fn thousands(x: f64) -> String {
-    let digits = format!("{:.0}", x.abs());
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
+    let text = size::grouped(x.abs() as usize);
     if x < 0.0 { format!("-{text}") } else { text }
 }
 
@@ -118,6 +160,12 @@ pub fn table(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_terminal_acts_on_is_shown_as_text() {
+        let wild = "a\x1b[31mb\r\x08c\u{9b}2Jd\u{202e}e\x7f\n\tf 물 é";
+        assert_eq!(harmless(wild), "a␛[31mb␍␈c\\u{9b}2Jd\\u{202e}e␡\n\tf 물 é");
+    }
 
     #[test]
     fn numbers_read_well() {

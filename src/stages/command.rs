@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::files::RelPath;
 use crate::secrets::Secrets;
 use crate::stage::{ANY_PORT, Access, ArtifactKind, Context, Fault, Lane, Output, Port, Stage, StageError};
 use crate::subprocess::{self, Ended, Left, Program, Spec};
@@ -162,8 +163,32 @@ smollm2:
         for (name, output) in &self.outputs {
             self.written(context.out, name, &output.path)?;
         }
-        Ok(())
+        shows_no_secret(context)
     }
+}
+
+/// Refuses files that are named by a value of the environment: names stand in the cache's entries.
+///
+/// A value of a few letters is no secret, and part of many a name.
+fn shows_no_secret(context: &Context<'_>) -> Result<(), StageError> {
+    const SECRET_BYTES: usize = 8;
+    let long = context.secrets.longer_than(SECRET_BYTES - 1);
+    if long.is_empty() {
+        return Ok(());
+    }
+    for path in crate::files::walk(context.out) {
+        let name = RelPath::of(&path, context.out).to_string();
+        if long.are_in(&name) {
+            return Err(StageError::with_help(
+                format!(
+                    "the program wrote `{}`, which is named by a value of the environment",
+                    long.hide(&name)
+                ),
+                "give the file another name: names stand in records",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a path, as it is written, stays below the folder it starts from.
