@@ -73,7 +73,8 @@ pub fn is_text(path: &Path) -> bool {
     ending(path) == "txt"
 }
 
-fn ending(path: &Path) -> String {
+/// What names a file's format: what follows the last dot of its name, in small letters.
+pub fn ending(path: &Path) -> String {
     path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
 }
 

@@ -164,7 +164,7 @@ impl LoadDataset {
 
     /// The files of each split, splits in their order.
     fn find_files(&self, context: &Context<'_>) -> Result<Parts, StageError> {
-        let Some(path) = &self.path else { return data_files::named(&self.files) };
+        let Some(path) = &self.path else { return data_files::named(&self.files, context.cancel) };
         if self.revision.is_some() && !matches!(path.resolve(), Place::Hub(_)) {
             context.note(format!("`revision` is for datasets on the Hub; {path} is local"));
         }
