@@ -332,11 +332,7 @@ pub fn digest_of(file: &mut impl Read, cancel: &Cancel) -> io::Result<Digest> {
 /// # Errors
 /// A folder can't be read, or what is found there is neither file nor folder: the error names it. Or
 /// [`crate::cancel::Interrupted`] inside an error.
-pub fn visible(
-    folder: &Path,
-    cancel: &Cancel,
-    enter: &dyn Fn(&RelPath) -> bool,
-) -> io::Result<Vec<RelPath>> {
+pub fn visible(folder: &Path, cancel: &Cancel, enter: &dyn Fn(&RelPath) -> bool) -> io::Result<Vec<RelPath>> {
     let top = fs::metadata(folder).map_err(named(folder))?;
     let mut walk = Visible { folder, cancel, enter, above: vec![(top.dev(), top.ino())], files: Vec::new() };
     walk.below(folder)?;

@@ -277,10 +277,14 @@ mod tests {
     fn what_other_facts_stand_for_is_left_out() {
         let key = |config: serde_json::Value| {
             let mut writer = Writer::new("load_dataset", 1);
-            writer.config(&config, &|name| ["model", "files.a[0]", "files.a[1]", "files.b[0]"].contains(&name));
+            writer
+                .config(&config, &|name| ["model", "files.a[0]", "files.a[1]", "files.b[0]"].contains(&name));
             writer.finish().0
         };
-        assert_eq!(key(json!({"model": "a", "files": {"a": [1, 2]}})), key(json!({"files": {"a": [3, 4]}, "model": "b"})));
+        assert_eq!(
+            key(json!({"model": "a", "files": {"a": [1, 2]}})),
+            key(json!({"files": {"a": [3, 4]}, "model": "b"}))
+        );
         assert_ne!(key(json!({"model": "a", "name": "a"})), key(json!({"model": "a", "name": "b"})));
         assert_ne!(key(json!({"files": {"b": [1, 2]}})), key(json!({"files": {"b": [1, 3]}})));
     }

@@ -12,6 +12,7 @@ use crate::about::About;
 use crate::cache::{Cache, CacheError, Entry, Finished, Lookup, Miss};
 use crate::device::Device;
 use crate::event::{Event, Failure, Listen, Status};
+use crate::files::shown;
 use crate::fingerprint::{Change, Digest, Fingerprint, Key};
 use crate::manifest::StageDecl;
 use crate::plan::{Keyed, key_of};
@@ -136,8 +137,10 @@ impl Task {
         let digests = self.inputs.iter().map(|(port, (_, digest))| (port.clone(), *digest)).collect();
         let failed = |message| Stop::Failed(Failure { message, help: None });
         let device = self.decl.device_or(shared.device).map_err(|e| failed(e.to_string()))?;
-        let keyed = key_of(&self.decl, &digests, device, &shared.sources, &shared.cancel)
-            .map_err(StageError::from)?;
+        // Reading what it depends on is part of a stage's time.
+        let alarm = Alarm::set(self.decl.timeout, &shared.cancel);
+        let keyed = key_of(&self.decl, &digests, device, &shared.sources, &alarm.cancel);
+        let keyed = self.in_time(alarm, shared, keyed.map_err(StageError::from))?;
         ended.key = Some((keyed.key, keyed.fingerprint.clone()));
         let stage = self.decl.id.to_string();
         let waiting = || shared.listen.on(&Event::StageWaiting { stage: stage.clone() });
@@ -208,7 +211,7 @@ impl Task {
         for (role, pinned) in &keyed.pinned {
             if let Some(path) = pinned.changed() {
                 return Err(Stop::Failed(Failure {
-                    message: format!("{} (`{role}`) changed while the stage was reading it", path.display()),
+                    message: format!("{} (`{role}`) changed while the stage was reading it", shown(&path)),
                     help: Some("run again once nothing writes to it".into()),
                 }));
             }
@@ -262,16 +265,8 @@ impl Task {
             about: &shared.about,
         };
         let outcome = catch_unwind(AssertUnwindSafe(|| self.decl.stage.run(&context)));
-        let timed_out = alarm.rang();
         match outcome {
-            Ok(Err(StageError::Interrupted)) if timed_out && !shared.cancel.is_set() => {
-                let limit = self.decl.timeout.unwrap_or_default().as_secs_f64();
-                Err(Stop::Failed(Failure {
-                    message: format!("not done after its timeout of {limit} s"),
-                    help: Some(format!("raise `timeout` of `{stage}`")),
-                }))
-            }
-            Ok(result) => Ok(result?),
+            Ok(result) => self.in_time(alarm, shared, result),
             Err(panic) => {
                 let text = panic
                     .downcast_ref::<String>()
@@ -283,6 +278,23 @@ impl Task {
                     help: Some("please report it with the manifest".into()),
                 }))
             }
+        }
+    }
+}
+
+impl Task {
+    /// The result of work under an alarm, or that it took too long.
+    fn in_time<T>(&self, alarm: Alarm, shared: &Shared, result: Result<T, StageError>) -> Result<T, Stop> {
+        let timed_out = alarm.rang();
+        match result {
+            Err(StageError::Interrupted) if timed_out && !shared.cancel.is_set() => {
+                let limit = self.decl.timeout.unwrap_or_default().as_secs_f64();
+                Err(Stop::Failed(Failure {
+                    message: format!("not done after its timeout of {limit} s"),
+                    help: Some(format!("raise `timeout` of `{}`", self.decl.id)),
+                }))
+            }
+            result => Ok(result?),
         }
     }
 }

@@ -311,7 +311,9 @@ mod tests {
         let at = |name: &[u8]| dir.path().join(std::ffi::OsStr::from_bytes(name));
         std::fs::create_dir_all(at(b"d/deep/er")).unwrap();
         std::fs::create_dir_all(at(b"elsewhere")).unwrap();
-        for file in [&b"d/a.csv"[..], b"d/l\xe9.csv", b"d/.hidden.csv", b"elsewhere/b.csv", b"d/deep/er/c.csv"] {
+        for file in
+            [&b"d/a.csv"[..], b"d/l\xe9.csv", b"d/.hidden.csv", b"elsewhere/b.csv", b"d/deep/er/c.csv"]
+        {
             std::fs::write(at(file), "").unwrap();
         }
         std::os::unix::fs::symlink("../elsewhere", at(b"d/link")).unwrap();

@@ -170,7 +170,10 @@ pub fn run(
         () => RunStatus::Succeeded,
     };
     folder.write(&record)?;
-    shared.sources.save()?;
+    if let Err(error) = shared.sources.save() {
+        let text = format!("{error}: what was read is not remembered and will be read again");
+        shared.listen.on(&Event::Note { text });
+    }
     shared.listen.on(&Event::RunFinished(record.clone()));
     Ok(record)
 }

@@ -163,9 +163,7 @@ fn in_folder(
             Ok(parts(found, &|path| of_text(path, folder), beside, context))
         }
         Finding::Elsewhere { .. } if paths.is_empty() => Err(unreadable(folder)),
-        Finding::Elsewhere { why } => {
-            Err(StageError::failed(format!("dataset: {}: {why}", shown(folder))))
-        }
+        Finding::Elsewhere { why } => Err(StageError::failed(format!("dataset: {}: {why}", shown(folder)))),
     }
 }
 
@@ -271,9 +269,7 @@ fn matched(glob: &Glob, context: &Context<'_>) -> Result<Parts, StageError> {
     Ok(match dataset::find(&repository, None).map_err(refused)? {
         Finding::Here(found) => parts(found, &|path| of_text(path, &glob.root), BTreeMap::new(), context),
         // Whoever reads them says what is wrong with each.
-        Finding::Elsewhere { .. } => {
-            lone_split(files.iter().map(|file| file.under(&glob.root)).collect())
-        }
+        Finding::Elsewhere { .. } => lone_split(files.iter().map(|file| file.under(&glob.root)).collect()),
     })
 }
 

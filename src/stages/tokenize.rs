@@ -208,7 +208,7 @@ impl Stage for Tokenize {
         let (name, path) = self.tokenizer_at(context)?;
         let tokenizer = Tokenizer::open(&path)?;
         let job = self.job(&tokenizer)?;
-        let dataset = Stored::open(&context.input("dataset")?.path)?;
+        let dataset = Stored::open(&context.input("dataset")?.path, context.cancel)?;
         let splits = dataset.split_names();
         if splits.is_empty() {
             return Err(StageError::failed("the dataset has no splits"));
