@@ -4,14 +4,19 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, Interrupted};
 use crate::fingerprint::Digest;
 
 /// A path below a folder: names joined by `/`, each any bytes but `/` and NUL, none of them `.` or `..`.
@@ -57,7 +62,7 @@ impl RelPath {
     }
 
     /// From its text; none if that is no path below a folder.
-    fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = Vec::with_capacity(text.len());
         let mut rest = text.as_bytes();
         while let Some((first, more)) = rest.split_first() {
@@ -153,9 +158,22 @@ impl Tree {
     }
 }
 
-/// An error of the disk that names the file: `PATH: No such file or directory (os error 2)`.
+/// An error of the disk that names the file: `PATH: No such file or directory (os error 2)`. That somebody asked to
+/// stop is no error of the disk.
 pub fn named(path: &Path) -> impl Fn(io::Error) -> io::Error + '_ {
-    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    move |error| match Interrupted::is(&error) {
+        true => error,
+        false => io::Error::new(error.kind(), format!("{}: {error}", shown(path))),
+    }
+}
+
+/// A path as text: bytes that are no UTF-8 as in a [`RelPath`].
+pub fn shown(path: &Path) -> String {
+    match path.to_str() {
+        Some(text) => text.to_owned(),
+        None if path.is_absolute() => format!("/{}", RelPath::of(path, Path::new("/"))),
+        None => RelPath::of(path, Path::new("")).to_string(),
+    }
 }
 
 /// Every file below a folder, sorted; links are not followed, and what can't be read is left out.
@@ -173,17 +191,118 @@ pub fn walk(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Opens a file to read it.
+///
+/// # Errors
+/// What the disk says. What is no plain file is refused: a pipe or a device may never come to an end.
+pub fn open(path: &Path) -> io::Result<File> {
+    plain(&fs::metadata(path)?)?;
+    // Should it have become a pipe since, this does not wait for a writer.
+    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    plain(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn plain(metadata: &Metadata) -> io::Result<()> {
+    let kind = metadata.file_type();
+    let word = match () {
+        () if kind.is_file() => return Ok(()),
+        () if kind.is_dir() => "a folder",
+        () if kind.is_fifo() => "a named pipe",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("this is {word}, and a file is needed")))
+}
+
+/// A file's content, unless somebody asks to stop.
+///
+/// # Errors
+/// As [`digest`].
+pub fn read(path: &Path, cancel: &Cancel) -> io::Result<Vec<u8>> {
+    let mut file = open(path)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
+    while (&mut file).take(CHUNK as u64).read_to_end(&mut bytes)? > 0 {
+        cancel.check()?;
+    }
+    Ok(bytes)
+}
+
 /// Bytes read between two looks at whether to stop: a thirtieth of a second where a disk gives 100 MB/s.
 const CHUNK: usize = 4 << 20;
+
+/// Files from this size on are read by several threads.
+const LARGE: u64 = 4 * BLOCK;
+
+/// What a thread reads and digests at a time: a power of two, as BLAKE3's tree divides its input.
+const BLOCK: u64 = 1 << 20;
 
 /// The digest of a file's content.
 ///
 /// Read, not mapped: a mapped file that shrinks meanwhile would end the process.
 ///
 /// # Errors
-/// What the disk says, or [`crate::cancel::Interrupted`] inside an error.
+/// What the disk says, or [`crate::cancel::Interrupted`] inside an error. What is no plain file is refused.
 pub fn digest(path: &Path, cancel: &Cancel) -> io::Result<Digest> {
-    digest_of(&mut File::open(path)?, cancel)
+    let mut file = open(path)?;
+    let size = file.metadata()?.len();
+    match size < LARGE {
+        true => digest_of(&mut file, cancel),
+        false => digest_of_blocks(&file, size, cancel),
+    }
+}
+
+/// The digest of a large file: its blocks, digested by as many threads as can be had, put together.
+fn digest_of_blocks(file: &File, size: u64, cancel: &Cancel) -> io::Result<Digest> {
+    const MOST: usize = 8;
+    let blocks = usize::try_from(size.div_ceil(BLOCK)).map_err(io::Error::other)?;
+    let next = AtomicUsize::new(0);
+    let work = || -> io::Result<Vec<(usize, ChainingValue)>> {
+        let (mut buffer, mut done) = (vec![0; BLOCK as usize], Vec::new());
+        loop {
+            let block = next.fetch_add(1, Ordering::Relaxed);
+            if block >= blocks {
+                return Ok(done);
+            }
+            cancel.check()?;
+            let from = block as u64 * BLOCK;
+            let bytes = &mut buffer[..(size - from).min(BLOCK) as usize];
+            file.read_exact_at(bytes, from)?;
+            let mut hasher = blake3::Hasher::new();
+            done.push((block, hasher.set_input_offset(from).update(bytes).finalize_non_root()));
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MOST);
+    let mut done = std::thread::scope(|scope| {
+        // A thread that can't be had is one less: this one does what is left.
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+        let others: Vec<_> = (1..threads).filter_map(start).collect();
+        let mut done = work()?;
+        for other in others {
+            done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        io::Result::Ok(done)
+    })?;
+    done.sort_unstable_by_key(|(block, _)| *block);
+    let values: Vec<ChainingValue> = done.into_iter().map(|(_, value)| value).collect();
+    let (left, right) = values.split_at(left_half(values.len()));
+    Ok(merge_subtrees_root(&merged(left), &merged(right), Mode::Hash).into())
+}
+
+/// The value of the tree over these blocks, which is a part of a larger one.
+fn merged(values: &[ChainingValue]) -> ChainingValue {
+    match values {
+        [only] => *only,
+        many => {
+            let (left, right) = many.split_at(left_half(many.len()));
+            merge_subtrees_non_root(&merged(left), &merged(right), Mode::Hash)
+        }
+    }
+}
+
+/// How many of some blocks are in the left half of BLAKE3's tree: the largest power of two below their number.
+fn left_half(blocks: usize) -> usize {
+    blocks.div_ceil(2).next_power_of_two()
 }
 
 /// The digest of all that is left to read.
@@ -201,6 +320,76 @@ pub fn digest_of(file: &mut impl Read, cancel: &Cancel) -> io::Result<Digest> {
             return Ok(hasher.finalize().into());
         }
         hasher.update(&buffer);
+    }
+}
+
+/// The files below a folder, by names joined by `/`, as data is looked for: links are followed, names that begin with
+/// a dot are left out, a folder is not entered while it is one of its own ancestors. A link to nothing counts as a
+/// file: whoever opens it says that it is missing. Sorted.
+///
+/// `enter` is asked for each folder whether to look into it.
+///
+/// # Errors
+/// A folder can't be read, or what is found there is neither file nor folder: the error names it. Or
+/// [`crate::cancel::Interrupted`] inside an error.
+pub fn visible(folder: &Path, cancel: &Cancel, enter: &dyn Fn(&RelPath) -> bool) -> io::Result<Vec<RelPath>> {
+    let top = fs::metadata(folder).map_err(named(folder))?;
+    let mut walk = Visible { folder, cancel, enter, above: vec![(top.dev(), top.ino())], files: Vec::new() };
+    walk.below(folder)?;
+    walk.files.sort();
+    Ok(walk.files)
+}
+
+/// Whether it is for a link that nothing is where it leads to; one that leads round to itself is such.
+pub fn leads_nowhere(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ELOOP as i32)
+}
+
+struct Visible<'a> {
+    folder: &'a Path,
+    cancel: &'a Cancel,
+    enter: &'a dyn Fn(&RelPath) -> bool,
+    /// Device and inode of the folders that the walk is in.
+    above: Vec<(u64, u64)>,
+    files: Vec<RelPath>,
+}
+
+impl Visible<'_> {
+    fn below(&mut self, folder: &Path) -> io::Result<()> {
+        self.cancel.check()?;
+        // All names first: a folder that is held open at every level would be too many at once.
+        let items: io::Result<Vec<_>> = fs::read_dir(folder).map_err(named(folder))?.collect();
+        for item in items.map_err(named(folder))? {
+            if item.file_name().as_bytes().starts_with(b".") {
+                continue;
+            }
+            let (path, kind) = (item.path(), item.file_type().map_err(named(folder))?);
+            let relative = RelPath::of(&path, self.folder);
+            let metadata = match fs::metadata(&path) {
+                _ if kind.is_file() => {
+                    self.files.push(relative);
+                    continue;
+                }
+                Ok(metadata) => metadata,
+                Err(error) if kind.is_symlink() && leads_nowhere(&error) => {
+                    self.files.push(relative);
+                    continue;
+                }
+                Err(error) => return Err(named(&path)(error)),
+            };
+            if !metadata.is_dir() {
+                plain(&metadata).map_err(named(&path))?;
+                self.files.push(relative);
+                continue;
+            }
+            let id = (metadata.dev(), metadata.ino());
+            if !self.above.contains(&id) && (self.enter)(&relative) {
+                self.above.push(id);
+                self.below(&path)?;
+                self.above.pop();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -262,6 +451,68 @@ mod tests {
         let text = |paths: &[RelPath]| paths.iter().map(RelPath::to_string).collect::<Vec<_>>();
         assert_eq!(text(&tree.files), ["x/file", "x/link"]);
         assert_eq!(text(&tree.empty_folders), ["x/empty"]);
+    }
+
+    #[test]
+    fn a_large_file_has_the_digest_of_its_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let block = BLOCK as usize;
+        let mut bytes: Vec<u8> = (0..9 * block + 77).map(|n: usize| (n * n >> 7) as u8).collect();
+        for size in [9 * block + 77, 9 * block, 8 * block + 1, 8 * block, 5 * block - 1, 4 * block, 1, 0] {
+            bytes.truncate(size);
+            fs::write(&path, &bytes).unwrap();
+            assert_eq!(digest(&path, &Cancel::default()).unwrap(), Digest::of(&bytes), "{size} bytes");
+        }
+        let cancel = Cancel::default();
+        cancel.cancel();
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(Interrupted::is(&digest(&path, &cancel).unwrap_err()));
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, socket) = (dir.path().join("pipe"), dir.path().join("socket"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _held = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let refusal = |path: &Path| digest(path, &Cancel::default()).unwrap_err().to_string();
+        assert_eq!(refusal(&pipe), "this is a named pipe, and a file is needed");
+        assert_eq!(refusal(&socket), "this is a socket, and a file is needed");
+        assert_eq!(refusal(Path::new("/dev/zero")), "this is a device, and a file is needed");
+        assert_eq!(refusal(dir.path()), "this is a folder, and a file is needed");
+        let error = visible(dir.path(), &Cancel::default(), &|_| true).unwrap_err().to_string();
+        assert!(error.ends_with(", and a file is needed"), "{error}");
+        fs::remove_file(&pipe).unwrap();
+        let error = visible(dir.path(), &Cancel::default(), &|_| true).unwrap_err().to_string();
+        assert_eq!(error, format!("{}: this is a socket, and a file is needed", socket.display()));
+    }
+
+    #[test]
+    fn a_walk_follows_links_and_never_goes_round() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("top/a/b")).unwrap();
+        fs::create_dir_all(at("elsewhere")).unwrap();
+        for file in ["top/a/1", "top/.hidden", "elsewhere/2"] {
+            fs::write(at(file), "").unwrap();
+        }
+        symlink("..", at("top/a/b/up")).unwrap();
+        symlink(".", at("top/again")).unwrap();
+        symlink("../elsewhere", at("top/link")).unwrap();
+        symlink("../elsewhere", at("top/other")).unwrap();
+        symlink("../elsewhere/2", at("top/file")).unwrap();
+        symlink("nowhere", at("top/gone")).unwrap();
+        symlink("self", at("top/self")).unwrap();
+        let walk = |enter: &dyn Fn(&RelPath) -> bool| {
+            let found = visible(&at("top"), &Cancel::default(), enter).unwrap();
+            found.iter().map(RelPath::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(walk(&|_| true), ["a/1", "file", "gone", "link/2", "other/2", "self"]);
+        assert_eq!(walk(&|_| false), ["file", "gone", "self"]);
+        let error = visible(&at("none"), &Cancel::default(), &|_| true).unwrap_err().to_string();
+        assert_eq!(error, format!("{}: No such file or directory (os error 2)", at("none").display()));
     }
 
     #[test]

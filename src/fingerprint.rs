@@ -142,10 +142,11 @@ impl Writer {
         self.parts.push(Part { aspect, name: name.into(), value: value.into() });
     }
 
-    /// A configuration, a fact per leaf; the order of its keys makes no difference.
-    pub fn config(&mut self, value: &serde_json::Value) {
+    /// A configuration, a fact per leaf; the order of its keys makes no difference. Leaves that `elsewhere` knows by
+    /// their dotted names (`files.train[0]` within a list) are left out: other facts stand for them.
+    pub fn config(&mut self, value: &serde_json::Value, elsewhere: &dyn Fn(&str) -> bool) {
         let mut leaves = Vec::new();
-        flatten(String::new(), value, &mut leaves);
+        flatten(String::new(), value, elsewhere, &mut leaves);
         leaves.sort();
         for (name, value) in leaves {
             self.part(Aspect::Config, &name, &value);
@@ -158,16 +159,24 @@ impl Writer {
     }
 }
 
-fn flatten(path: String, value: &serde_json::Value, leaves: &mut Vec<(String, String)>) {
+fn flatten(
+    path: String,
+    value: &serde_json::Value,
+    elsewhere: &dyn Fn(&str) -> bool,
+    leaves: &mut Vec<(String, String)>,
+) {
     match value {
         serde_json::Value::Object(map) if !map.is_empty() => {
             for (key, value) in map {
                 // A dot inside a key is quoted: {"a.b": 1} and {"a": {"b": 1}} are not the same.
                 let key = if key.contains('.') { format!("{key:?}") } else { key.clone() };
                 let name = if path.is_empty() { key } else { format!("{path}.{key}") };
-                flatten(name, value, leaves);
+                flatten(name, value, elsewhere, leaves);
             }
         }
+        serde_json::Value::Array(items)
+            if !items.is_empty() && (0..items.len()).all(|at| elsewhere(&format!("{path}[{at}]"))) => {}
+        _ if elsewhere(&path) => {}
         leaf => leaves.push((path, leaf.to_string())),
     }
 }
@@ -250,7 +259,7 @@ mod tests {
 
     fn of(config: serde_json::Value) -> (Key, Fingerprint) {
         let mut writer = Writer::new("train_soft_prompt", 1);
-        writer.config(&config);
+        writer.config(&config, &|_| false);
         writer.finish()
     }
 
@@ -267,6 +276,22 @@ mod tests {
         assert_ne!(of(json!({"a": {}})).0, of(json!({"a": null})).0);
         assert_ne!(of(json!({"ab": "c"})).0, of(json!({"a": "bc"})).0);
         assert_ne!(of(json!({"a.b": 1})).0, of(json!({"a": {"b": 1}})).0);
+    }
+
+    #[test]
+    fn what_other_facts_stand_for_is_left_out() {
+        let key = |config: serde_json::Value| {
+            let mut writer = Writer::new("load_dataset", 1);
+            writer
+                .config(&config, &|name| ["model", "files.a[0]", "files.a[1]", "files.b[0]"].contains(&name));
+            writer.finish().0
+        };
+        assert_eq!(
+            key(json!({"model": "a", "files": {"a": [1, 2]}})),
+            key(json!({"files": {"a": [3, 4]}, "model": "b"}))
+        );
+        assert_ne!(key(json!({"model": "a", "name": "a"})), key(json!({"model": "a", "name": "b"})));
+        assert_ne!(key(json!({"files": {"b": [1, 2]}})), key(json!({"files": {"b": [1, 3]}})));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::clock;
 use crate::event::{Event, Listen, RunRecord, Status};
 use crate::files::{named, write_atomically};
-use crate::fingerprint::{Fingerprint, Key};
+use crate::fingerprint::Fingerprint;
 use crate::sealed::{self, SealError};
 use crate::secrets::Secrets;
 

@@ -12,6 +12,7 @@ use crate::about::About;
 use crate::cache::{Attempt, Cache, CacheError, Entry, Finished, Hit, Lookup, Miss, Placed};
 use crate::device::Device;
 use crate::event::{Event, Failure, Listen, Status};
+use crate::files::shown;
 use crate::fingerprint::{Change, Digest, Fingerprint, Key};
 use crate::manifest::StageDecl;
 use crate::plan::{Keyed, key_of};
@@ -222,7 +223,7 @@ impl Task {
         for (role, pinned) in &keyed.pinned {
             if let Some(path) = pinned.changed() {
                 return Err(Stop::Failed(Failure {
-                    message: format!("{} (`{role}`) changed while the stage was reading it", path.display()),
+                    message: format!("{} (`{role}`) changed while the stage was reading it", shown(&path)),
                     help: Some("run again once nothing writes to it".into()),
                 }));
             }

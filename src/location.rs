@@ -4,11 +4,16 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
+
+use crate::cancel::Cancel;
+use crate::files::{self, RelPath};
+use crate::formats::pattern::{Pattern, is_pattern};
 
 /// The newtype name by which a manifest value is asked for its text *and* the folder it is relative to.
 pub const LOCATION: &str = "$pipe::Location";
@@ -25,12 +30,65 @@ pub struct Location {
 pub enum Place {
     /// A file or folder that exists.
     Local(PathBuf),
-    /// A pattern with `*`, `?` or `[`, made absolute.
-    Glob(String),
+    /// A pattern with `*`, `?` or `[`, for the files below a folder.
+    Glob(Glob),
     /// `owner/name`, and no such path here.
     Hub(String),
     /// Looks like a path, and nothing is there.
     Missing(PathBuf),
+}
+
+/// A pattern and where it starts from: only what a user wrote, and no more of it than has to be, is a pattern.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Glob {
+    /// The folder that is fixed.
+    pub root: PathBuf,
+    /// What stands behind it, parts joined by `/`.
+    pub pattern: String,
+}
+
+impl Glob {
+    /// The folders that a pattern begins with are taken as they are, and so is one that is there by its very name,
+    /// such as `run [1]`.
+    fn new(text: &str, base: &Path) -> Self {
+        let (mut root, mut rest) = (base.to_path_buf(), text);
+        if rest.starts_with('/') {
+            root = PathBuf::from("/");
+        }
+        while let Some((first, more)) = rest.split_once('/') {
+            let next = root.join(first);
+            if !first.is_empty() && is_pattern(first) && !next.is_dir() {
+                break;
+            }
+            (root, rest) = (if first.is_empty() { root } else { next }, more);
+        }
+        Self { root, pattern: rest.into() }
+    }
+
+    /// The files that match, by their names below the root, sorted: as [`files::visible`] finds them. A name that is
+    /// no text is matched with a sign in place of each odd byte.
+    ///
+    /// # Errors
+    /// The pattern can't be read, or as [`files::visible`].
+    pub fn files(&self, cancel: &Cancel) -> io::Result<Vec<RelPath>> {
+        let Some(pattern) = Pattern::parse(&self.pattern) else {
+            let reason = format!("{self}: `**` has to stand alone between slashes");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        };
+        if !self.root.is_dir() {
+            return Ok(Vec::new());
+        }
+        let text = |path: &RelPath| String::from_utf8_lossy(path.as_bytes()).into_owned();
+        let mut files = files::visible(&self.root, cancel, &|folder| pattern.leads_into(&text(folder)))?;
+        files.retain(|path| pattern.matches(&text(path)));
+        Ok(files)
+    }
+}
+
+impl fmt::Display for Glob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&files::shown(&self.root.join(&self.pattern)))
+    }
 }
 
 impl Location {
@@ -54,18 +112,19 @@ impl Location {
         format!(
             "`{self}` is looked for in {}: a relative path starts from the manifest's folder, and one given with \
              --set from the folder the command runs in",
-            self.base.display()
+            files::shown(&self.base)
         )
     }
 
     /// Looks at the disk: a path that exists wins over a Hub name.
     pub fn resolve(&self) -> Place {
         let path = self.base.join(&self.text);
-        if path.exists() {
+        // What must not be looked at is there: whoever reads it says what the system says.
+        if path.try_exists().unwrap_or_else(|e| e.kind() == io::ErrorKind::PermissionDenied) {
             return Place::Local(path);
         }
-        if self.text.contains(['*', '?', '[']) {
-            return Place::Glob(path.to_string_lossy().into_owned());
+        if is_pattern(&self.text) {
+            return Place::Glob(Glob::new(&self.text, &self.base));
         }
         if is_hub_name(&self.text) { Place::Hub(self.text.clone()) } else { Place::Missing(path) }
     }
@@ -222,6 +281,53 @@ mod tests {
             let place = Location::new(text, "/nowhere").resolve();
             assert!(matches!(place, Place::Missing(_)), "{text}: {place:?}");
         }
+    }
+
+    fn glob(text: &str, base: &Path) -> (PathBuf, String) {
+        match Location::new(text, base).resolve() {
+            Place::Glob(Glob { root, pattern }) => (root, pattern),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_what_the_user_wrote_is_a_pattern() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("run [1]/*");
+        std::fs::create_dir_all(base.join("data [2]")).unwrap();
+        assert_eq!(glob("*.csv", &base), (base.clone(), "*.csv".into()));
+        assert_eq!(glob("a/*.csv", &base), (base.join("a"), "*.csv".into()));
+        assert_eq!(glob("a/[b]/*.csv", &base), (base.join("a"), "[b]/*.csv".into()));
+        assert_eq!(glob("data [2]/*.csv", &base), (base.join("data [2]"), "*.csv".into()));
+        assert_eq!(glob("../x/**/a*", &base), (base.join("../x"), "**/a*".into()));
+        assert_eq!(glob("/srv//x/*", &base), ("/srv/x".into(), "*".into()));
+        assert_eq!(glob("a*", Path::new(".")), (".".into(), "a*".into()));
+    }
+
+    #[test]
+    fn a_pattern_finds_files_through_links_of_any_name() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &[u8]| dir.path().join(std::ffi::OsStr::from_bytes(name));
+        std::fs::create_dir_all(at(b"d/deep/er")).unwrap();
+        std::fs::create_dir_all(at(b"elsewhere")).unwrap();
+        for file in
+            [&b"d/a.csv"[..], b"d/l\xe9.csv", b"d/.hidden.csv", b"elsewhere/b.csv", b"d/deep/er/c.csv"]
+        {
+            std::fs::write(at(file), "").unwrap();
+        }
+        std::os::unix::fs::symlink("../elsewhere", at(b"d/link")).unwrap();
+        std::os::unix::fs::symlink(".", at(b"d/again")).unwrap();
+        let found = |text: &str| {
+            let Place::Glob(glob) = Location::new(text, dir.path()).resolve() else { panic!("{text}") };
+            let files = glob.files(&Cancel::default()).unwrap();
+            files.iter().map(RelPath::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(found("d/*.csv"), ["a.csv", r"l\xE9.csv"]);
+        assert_eq!(found("d/l?.csv"), [r"l\xE9.csv"]);
+        assert_eq!(found("d/*/*.csv"), ["link/b.csv"]);
+        assert_eq!(found("d/**/*.csv"), ["a.csv", "deep/er/c.csv", "link/b.csv", r"l\xE9.csv"]);
+        assert_eq!(found("none/*.csv"), [""; 0]);
     }
 
     fn node(value: Value) -> Node {

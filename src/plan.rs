@@ -15,8 +15,7 @@ use crate::hub::HubError;
 use crate::location::Place;
 use crate::manifest::{Manifest, On, StageDecl, StageId};
 use crate::sources::{Pinned, SourceError, Sources};
-use crate::stage::Lane;
-use crate::stage::{Cancel, Content};
+use crate::stage::{Cancel, Content, Lane, Source};
 
 /// The stages of a manifest as a graph, in an order in which every stage stands after what it needs.
 pub struct Plan<'m> {
@@ -123,6 +122,9 @@ pub struct Keyed {
 }
 
 /// The key of a stage, given the digest of what comes in at each port. The one place where keys are made.
+///
+/// Where files of this machine are is no part of it, only what they are: of byte-identical folders the first result is
+/// taken. What it says of a model's path (`adapter_config.json` does) is where that one was read, which stays true.
 pub fn key_of(
     stage: &StageDecl,
     inputs: &BTreeMap<String, Digest>,
@@ -131,15 +133,18 @@ pub fn key_of(
     cancel: &Cancel,
 ) -> Result<Keyed, SourceError> {
     let mut writer = Writer::new(stage.kind.name, stage.kind.version);
-    writer.config(&stage.config);
+    let all = stage.stage.sources();
+    let is_here = |source: &&Source| matches!(source.location.resolve(), Place::Local(_) | Place::Glob(_));
+    let here: BTreeSet<&str> = all.iter().filter(is_here).map(|source| source.role.as_str()).collect();
+    writer.config(&stage.config, &|leaf| here.contains(leaf));
     for (port, digest) in inputs {
         writer.part(Aspect::Input, port, &digest.to_string());
     }
     let mut pinned = Vec::new();
-    for source in stage.stage.sources() {
-        let pin = sources.pin(&source, cancel)?;
+    for source in &all {
+        let pin = sources.pin(source, cancel)?;
         writer.part(Aspect::Source, &source.role, &pin.value);
-        pinned.push((source.role, pin));
+        pinned.push((source.role.clone(), pin));
     }
     if stage.kind.lane == Lane::Device {
         writer.part(Aspect::Device, "device", device.class());

@@ -1,53 +1,159 @@
 //! The content of files and folders outside the pipeline, as digests for the keys.
 //!
-//! A memory of (path, size, time, inode) → digest keeps a large model from being read again on every run;
-//! does not know what the files mean.
+//! What a file's digest is gets remembered beside what tells that it was touched, so that a large model is not read
+//! again on every run. Paths are no part of a key: content, names within a folder, and the ending of a lone file are.
+//! Does not know what the files mean.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::adapter;
-use crate::files::{self, RelPath, walk, write_atomically};
+use crate::cancel::Interrupted;
+use crate::files::{self, RelPath, named, write_atomically};
 use crate::fingerprint::Digest;
+use crate::formats;
 use crate::hub::{Hub, HubError, Reads, RepoName, Want};
 use crate::location::{Location, Place};
-use crate::secrets::Secrets;
+use crate::sealed;
 use crate::stage::{Cancel, Content, Source};
 
-/// What tells that a file was touched.
+/// What tells that a file was touched. A program can set the time of modification back, that of change it can't.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
-    size: u64,
-    modified_s: i64,
-    modified_ns: i64,
+    device: u64,
     inode: u64,
+    size: u64,
+    modified: Time,
+    changed: Time,
 }
+
+/// Seconds and nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Time(i64, i64);
 
 impl Stamp {
     fn of(path: &Path) -> io::Result<Self> {
-        let m = fs::metadata(path)?;
-        Ok(Self { size: m.len(), modified_s: m.mtime(), modified_ns: m.mtime_nsec(), inode: m.ino() })
+        Ok(Self::from(&fs::metadata(path)?))
+    }
+
+    /// Whether the clock has moved on since the file was touched: within the clock's grain its content could change
+    /// once more and its times would not.
+    fn is_settled(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        [self.modified, self.changed].into_iter().all(|Time(seconds, nanoseconds)| {
+            // Some file systems count whole seconds only, or every second one.
+            let grain = if nanoseconds == 0 { 2.0 } else { GRAIN.as_secs_f64() };
+            (now - (seconds as f64 + nanoseconds as f64 * 1e-9)).abs() > grain
+        })
     }
 }
+
+impl From<&Metadata> for Stamp {
+    fn from(m: &Metadata) -> Self {
+        Self {
+            device: m.dev(),
+            inode: m.ino(),
+            size: m.len(),
+            modified: Time(m.mtime(), m.mtime_nsec()),
+            changed: Time(m.ctime(), m.ctime_nsec()),
+        }
+    }
+}
+
+/// The clock behind files' times moves on at least this often.
+const GRAIN: Duration = Duration::from_millis(50);
 
 /// The identity of one outside source at the time it was looked at.
 #[derive(Clone, Debug)]
 pub struct Pinned {
     /// Goes into the key.
     pub value: String,
-    stamps: Vec<(PathBuf, Stamp)>,
+    /// The file or folder that it is, if it is on this machine.
+    files: Option<(Location, Content)>,
+    stamps: Vec<(PathBuf, Option<Stamp>)>,
 }
 
 impl Pinned {
-    /// The first of its files that is no longer what it was.
-    pub fn changed(&self) -> Option<&Path> {
-        self.stamps.iter().find(|(p, s)| Stamp::of(p).ok() != Some(*s)).map(|(p, _)| p.as_path())
+    /// Without anything on this machine behind it.
+    fn without_files(value: String) -> Self {
+        Self { value, files: None, stamps: Vec::new() }
+    }
+
+    /// The first of its files that is no longer what it was, or that has come or gone.
+    pub fn changed(&self) -> Option<PathBuf> {
+        let touched = self.stamps.iter().find(|(path, stamp)| Stamp::of(path).ok() != *stamp);
+        if let Some((path, _)) = touched {
+            return Some(path.clone());
+        }
+        let (location, content) = self.files.as_ref()?;
+        let Ok(now) = Found::at(location, content, &Cancel::default()) else {
+            return Some(location.base().join(location.text()));
+        };
+        let mut now: Vec<PathBuf> = now.paths().collect();
+        now.retain(|path| !self.stamps.iter().any(|(before, _)| before == path));
+        now.into_iter().next()
+    }
+}
+
+/// The files that a place on this machine stands for, as they are read: there is one way to look for them.
+struct Found {
+    /// How their names count.
+    names: Names,
+    /// Where the names below start from.
+    root: PathBuf,
+    files: Vec<RelPath>,
+}
+
+/// What of the names of files counts.
+enum Names {
+    /// There is one file, whose ending may tell what is in it.
+    Ending(PathBuf),
+    /// Those below a folder: they tell splits, shards and settings.
+    Folder,
+    /// Those behind the fixed part of a pattern. What else is in the folder describes nothing of them.
+    Matching,
+}
+
+impl Found {
+    fn at(location: &Location, content: &Content, cancel: &Cancel) -> io::Result<Self> {
+        let (names, root, files) = match (location.resolve(), content) {
+            (Place::Local(folder), Content::Named(names)) if folder.is_dir() => {
+                let files = names.iter().filter_map(|name| RelPath::parse(name)).collect();
+                (Names::Folder, folder, files)
+            }
+            (Place::Local(path), _) => {
+                let metadata = fs::metadata(&path).map_err(named(&path))?;
+                match metadata.is_dir() {
+                    true => {
+                        let files = files::visible(&path, cancel, &|_| true)?;
+                        (Names::Folder, path, files)
+                    }
+                    false => (Names::Ending(path.clone()), path, Vec::new()),
+                }
+            }
+            (Place::Glob(glob), _) => {
+                let files = glob.files(cancel)?;
+                (Names::Matching, glob.root, files)
+            }
+            (Place::Hub(_) | Place::Missing(_), _) => (Names::Folder, PathBuf::new(), Vec::new()),
+        };
+        Ok(Self { names, root, files })
+    }
+
+    fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        let lone = match &self.names {
+            Names::Ending(path) => Some(path.clone()),
+            Names::Folder | Names::Matching => None,
+        };
+        lone.into_iter().chain(self.files.iter().map(|file| file.under(&self.root)))
     }
 }
 
@@ -56,7 +162,10 @@ impl Pinned {
 pub enum SourceError {
     /// The disk says no.
     #[error(transparent)]
-    Io(#[from] io::Error),
+    Io(io::Error),
+    /// Somebody asked to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
     /// The Hub says no.
     #[error(transparent)]
     Hub(#[from] HubError),
@@ -68,13 +177,19 @@ pub enum SourceError {
     NoBase(String),
 }
 
+impl From<io::Error> for SourceError {
+    fn from(error: io::Error) -> Self {
+        if Interrupted::is(&error) { Self::Interrupted(Interrupted) } else { Self::Io(error) }
+    }
+}
+
 impl SourceError {
     /// What to do, where that is known.
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Hub(error) => error.help(),
             Self::NoBase(_) => Some("name the model under `model`".into()),
-            Self::Io(_) | Self::Adapter(_) => None,
+            Self::Io(_) | Self::Adapter(_) | Self::Interrupted(_) => None,
         }
     }
 }
@@ -89,22 +204,56 @@ pub struct Sources {
 
 #[derive(Default)]
 struct Memory {
-    known: BTreeMap<PathBuf, (Stamp, Digest)>,
+    known: BTreeMap<Digest, Known>,
     grown: bool,
+}
+
+/// A file whose digest is known.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Known {
+    stamp: Stamp,
+    digest: Digest,
+    /// The day, counted from 1970, on which this was last of use, give or take [`FRESH`].
+    used: u64,
+}
+
+/// The file with what is remembered. By digests of paths: a path may hold what must not be written down.
+#[derive(Default, Serialize, Deserialize)]
+struct Remembered {
+    files: BTreeMap<Digest, Known>,
+}
+
+impl Remembered {
+    /// What was written; nothing where it is damaged or of another version, which costs no more than reading again.
+    fn read(file: &Path) -> Self {
+        fs::read(file).ok().and_then(|bytes| sealed::from_bytes(&bytes).ok()).unwrap_or_default()
+    }
+}
+
+/// Days after which use is noted again.
+const FRESH: u64 = 30;
+
+/// Days without use after which a file is forgotten.
+const FORGET: u64 = 90;
+
+fn today() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 86_400
 }
 
 impl Sources {
     /// With what earlier runs remembered in this folder.
     pub fn open(folder: &Path, hub: Hub) -> Self {
         let file = folder.join("sources.json");
-        let known = fs::read(&file).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
+        let known = Remembered::read(&file).files;
         Self { hub, file, memory: Mutex::new(Memory { known, grown: false }) }
     }
 
     /// The identity of what a source stands for.
     pub fn pin(&self, source: &Source, cancel: &Cancel) -> Result<Pinned, SourceError> {
         match &source.content {
-            Content::Files => Ok(self.pin_files(&source.location)?),
+            Content::Files | Content::Named(_) => {
+                Ok(self.pin_files(&source.location, &source.content, cancel)?)
+            }
             Content::Repository(reads) => self.pin_repository(&source.location, reads, cancel),
             Content::BaseModel { revision } => {
                 let base = base_model(&self.hub, &source.location, revision.as_deref(), cancel)?;
@@ -120,72 +269,102 @@ impl Sources {
         reads: &Reads,
         cancel: &Cancel,
     ) -> Result<Pinned, SourceError> {
-        let Place::Hub(name) = location.resolve() else { return Ok(self.pin_files(location)?) };
-        let pin = self.hub.pin(&name.parse()?, reads, cancel)?;
-        Ok(Pinned { value: format!("hub:{}", pin.identity()), stamps: Vec::new() })
-    }
-
-    /// The identity of files. What is missing is named, not read: the stage says what is wrong with it.
-    fn pin_files(&self, location: &Location) -> io::Result<Pinned> {
-        let (files, folder) = match location.resolve() {
-            Place::Local(path) if path.is_dir() => (visible_files(&path), Some(path)),
-            Place::Local(path) => (vec![path], None),
-            Place::Glob(pattern) => {
-                let found = glob::glob(&pattern).map(|g| g.flatten().filter(|p| p.is_file()).collect());
-                (found.unwrap_or_default(), Some(location.base().to_path_buf()))
-            }
-            Place::Hub(_) | Place::Missing(_) => {
-                return Ok(Pinned { value: "missing".into(), stamps: Vec::new() });
-            }
+        let Place::Hub(name) = location.resolve() else {
+            return Ok(self.pin_files(location, &Content::Files, cancel)?);
         };
-        let mut hasher = blake3::Hasher::new();
-        let mut stamps = Vec::new();
-        for path in files {
-            let (stamp, digest) = self.digest(&path)?;
-            // The name of a lone file does not matter, those inside a folder do: they tell the splits.
-            let name =
-                folder.as_ref().map(|folder| RelPath::of(&path, folder).to_string()).unwrap_or_default();
-            hasher.update(&(name.len() as u64).to_le_bytes());
-            hasher.update(name.as_bytes());
-            hasher.update(digest.to_string().as_bytes());
-            stamps.push((path, stamp));
-        }
-        Ok(Pinned { value: Digest::from(hasher.finalize()).to_string(), stamps })
+        let pin = self.hub.pin(&name.parse()?, reads, cancel)?;
+        Ok(Pinned::without_files(format!("hub:{}", pin.identity())))
     }
 
-    fn digest(&self, path: &Path) -> io::Result<(Stamp, Digest)> {
-        let full = path.canonicalize()?;
-        let stamp = Stamp::of(&full)?;
+    /// The identity of files. A place at which there is nothing is named, not read: the stage says what is wrong.
+    fn pin_files(&self, location: &Location, content: &Content, cancel: &Cancel) -> io::Result<Pinned> {
+        if matches!(location.resolve(), Place::Hub(_) | Place::Missing(_)) {
+            return Ok(Pinned::without_files("missing".into()));
+        }
+        let found = Found::at(location, content, cancel)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut fact = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        let mut stamps = Vec::new();
+        match &found.names {
+            Names::Ending(path) => {
+                let (stamp, digest) = self.digest(path, cancel).map_err(named(path))?;
+                fact(b"file");
+                fact(formats::ending(path).as_bytes());
+                fact(digest.to_string().as_bytes());
+                stamps.push((path.clone(), Some(stamp)));
+            }
+            Names::Folder => fact(b"folder"),
+            Names::Matching => fact(b"matching"),
+        }
+        for file in &found.files {
+            let path = file.under(&found.root);
+            let known = match self.digest(&path, cancel) {
+                Ok(known) => Some(known),
+                // A link to nothing: whoever wants to read it fails.
+                Err(error) if is_link(&path) && files::leads_nowhere(&error) => None,
+                Err(error) => return Err(named(&path)(error)),
+            };
+            fact(file.as_bytes());
+            fact(known.map_or_else(|| "missing".into(), |(_, digest)| digest.to_string()).as_bytes());
+            stamps.push((path, known.map(|(stamp, _)| stamp)));
+        }
+        let value = Digest::from(hasher.finalize()).to_string();
+        Ok(Pinned { value, files: Some((location.clone(), content.clone())), stamps })
+    }
+
+    fn digest(&self, path: &Path, cancel: &Cancel) -> io::Result<(Stamp, Digest)> {
+        let full = Digest::of(path.canonicalize()?.as_os_str().as_bytes());
+        let stamp = Stamp::of(path)?;
         {
-            let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((known, digest)) = memory.known.get(&full)
-                && *known == stamp
+            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            let Memory { known, grown } = &mut *memory;
+            if let Some(known) = known.get_mut(&full)
+                && known.stamp == stamp
             {
-                return Ok((stamp, *digest));
+                if known.used + FRESH < today() {
+                    known.used = today();
+                    *grown = true;
+                }
+                return Ok((stamp, known.digest));
             }
         }
-        let digest = files::digest(&full, &Cancel::default())?;
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        // A file touched within the clock's grain of now could change without its time changing.
-        if settled(&stamp) && Stamp::of(&full)? == stamp {
-            memory.known.insert(full, (stamp, digest));
+        let mut stamp = stamp;
+        if !stamp.is_settled() {
+            // Else what is written a moment later could not be told from what is read here.
+            std::thread::sleep(GRAIN + Duration::from_millis(1));
+            stamp = Stamp::of(path)?;
+        }
+        let settled = stamp.is_settled();
+        let digest = files::digest(path, cancel)?;
+        if settled && Stamp::of(path)? == stamp {
+            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            memory.known.insert(full, Known { stamp, digest, used: today() });
             memory.grown = true;
         }
         Ok((stamp, digest))
     }
 
-    /// Keeps what was learned for the next run, but no path with a secret in it; writes nothing if that is nothing.
-    pub fn save(&self, secrets: &Secrets) -> io::Result<()> {
+    /// Keeps what was learned for the next run, beside what other processes have learned meanwhile; writes nothing if
+    /// that is nothing.
+    pub fn save(&self) -> io::Result<()> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if !memory.grown {
             return Ok(());
         }
-        memory.known.retain(|path, _| path.exists() && !secrets.are_in(&path.to_string_lossy()));
-        write_atomically(&self.file, &serde_json::to_vec(&memory.known)?)
-            .map_err(files::named(&self.file))?;
+        let mut all = Remembered::read(&self.file);
+        all.files.extend(memory.known.iter().map(|(path, known)| (*path, *known)));
+        all.files.retain(|_, known| known.used + FORGET >= today());
+        write_atomically(&self.file, &sealed::to_bytes(&all)?).map_err(named(&self.file))?;
         memory.grown = false;
         Ok(())
     }
+}
+
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink())
 }
 
 /// The model that an adapter outside the pipeline was trained for.
@@ -215,18 +394,6 @@ pub fn base_model(
     };
     let name = config.base_model_name_or_path.ok_or_else(|| SourceError::NoBase(adapter.text().into()))?;
     Ok(BaseModel { location: Location::new(name, adapter.base()), revision: config.revision })
-}
-
-fn settled(stamp: &Stamp) -> bool {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    now.as_secs_f64() - (stamp.modified_s as f64 + stamp.modified_ns as f64 * 1e-9) > 0.05
-}
-
-/// The files below a folder, those and folders that begin with a dot left out.
-fn visible_files(folder: &Path) -> Vec<PathBuf> {
-    let hidden =
-        |p: &PathBuf| RelPath::of(p, folder).to_string().split('/').any(|part| part.starts_with('.'));
-    walk(folder).into_iter().filter(|p| !hidden(p) && p.is_file()).collect()
 }
 
 #[cfg(test)]
@@ -282,9 +449,96 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.csv");
         fs::write(&path, "x").unwrap();
-        let pinned = open(dir.path()).pin_files(&Location::new("a.csv", dir.path())).unwrap();
-        assert_eq!(pinned.changed(), None);
+        let pinned = |text: &str| {
+            let source = Source::files("path", Location::new(text, dir.path()));
+            open(dir.path()).pin(&source, &Cancel::default()).unwrap()
+        };
+        let (lone, matching) = (pinned("a.csv"), pinned("*.csv"));
+        assert_eq!((lone.changed(), matching.changed()), (None, None));
+        fs::write(dir.path().join("b.txt"), "x").unwrap();
+        assert_eq!(matching.changed(), None);
+        fs::write(dir.path().join("b.csv"), "x").unwrap();
+        assert_eq!((lone.changed(), matching.changed()), (None, Some(dir.path().join("b.csv"))));
         fs::write(&path, "xy").unwrap();
-        assert_eq!(pinned.changed(), Some(path.as_path()));
+        assert_eq!(lone.changed(), Some(path));
+    }
+
+    #[test]
+    fn a_time_that_is_set_back_hides_no_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.csv");
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let write = |text: &str| {
+            fs::write(&path, text).unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+        };
+        let mut values = std::collections::BTreeSet::new();
+        for text in ["one", "two", "six", "ten"] {
+            write(text);
+            let sources = open(dir.path());
+            values.insert(pin(&sources, dir.path(), "a.csv"));
+            sources.save().unwrap();
+        }
+        assert_eq!(values.len(), 4);
+    }
+
+    #[test]
+    fn what_is_remembered_is_used_once_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.csv"), "x").unwrap();
+        let known = || open(dir.path()).memory.into_inner().unwrap().known.len();
+        let sources = open(dir.path());
+        pin(&sources, dir.path(), "a.csv");
+        sources.save().unwrap();
+        assert_eq!(known(), 1);
+        // Another process saved meanwhile.
+        let (one, two) = (open(dir.path()), open(dir.path()));
+        for (sources, name) in [(&one, "b.csv"), (&two, "c.csv")] {
+            fs::write(dir.path().join(name), "x").unwrap();
+            pin(sources, dir.path(), name);
+            sources.save().unwrap();
+        }
+        assert_eq!(known(), 3);
+        let file = dir.path().join("sources.json");
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(!text.contains("a.csv"));
+        fs::write(&file, text.replacen("\"used\": 2", "\"used\": 3", 1)).unwrap();
+        assert_eq!(known(), 0);
+        fs::write(&file, "{}").unwrap();
+        assert_eq!(known(), 0);
+    }
+
+    #[test]
+    fn a_folders_place_does_not_count_and_links_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["a", "b", "elsewhere"] {
+            fs::create_dir(at(folder)).unwrap();
+            fs::write(at(folder).join("config.json"), "{}").unwrap();
+        }
+        let sources = open(dir.path());
+        let of = |text: &str| pin(&sources, dir.path(), text);
+        assert_eq!(of("a"), of("b"));
+        assert_ne!(of("a"), of("a/*"));
+        assert_eq!(of("a/*"), of("b/c*"));
+        std::os::unix::fs::symlink("../elsewhere", at("a/link")).unwrap();
+        let linked = of("a");
+        assert_ne!(linked, of("b"));
+        fs::write(at("elsewhere/config.json"), "{ }").unwrap();
+        assert_ne!(of("a"), linked);
+        std::os::unix::fs::symlink("nowhere", at("b/gone")).unwrap();
+        of("b");
+    }
+
+    #[test]
+    fn the_ending_of_a_lone_file_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let sources = open(dir.path());
+        for name in ["a.csv", "b.CSV", "a.txt"] {
+            fs::write(dir.path().join(name), "x\n1\n").unwrap();
+        }
+        let of = |text: &str| pin(&sources, dir.path(), text);
+        assert_eq!(of("a.csv"), of("b.CSV"));
+        assert_ne!(of("a.csv"), of("a.txt"));
     }
 }

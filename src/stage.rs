@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::about::About;
 pub use crate::cancel::Cancel;
+use crate::cancel::Interrupted;
 use crate::device::Device;
 use crate::hub::{Hub, Reads};
 use crate::location::Location;
@@ -147,7 +148,9 @@ pub struct Source {
 pub enum Content {
     /// The file or the folder's files; the place is on this machine.
     Files,
-    /// The same; if the place is a name on the Hub, these of its files.
+    /// Of a folder on this machine these files alone.
+    Named(Vec<String>),
+    /// The same as [`Content::Files`]; if the place is a name on the Hub, these of its files.
     Repository(Reads),
     /// The place is that of an adapter; what counts is the model that its configuration names.
     BaseModel {
@@ -418,8 +421,17 @@ impl StageError {
         Self::Failed { message: message.into(), help: Some(help.into()) }
     }
 
-    /// A file that can't be read or written.
+    /// A file that can't be read or written, or where reading was asked to stop.
     pub fn io(path: &Path, error: &std::io::Error) -> Self {
-        Self::failed(format!("{}: {error}", path.display()))
+        match Interrupted::is(error) {
+            true => Self::Interrupted,
+            false => Self::failed(format!("{}: {error}", crate::files::shown(path))),
+        }
+    }
+}
+
+impl From<Interrupted> for StageError {
+    fn from(_: Interrupted) -> Self {
+        Self::Interrupted
     }
 }

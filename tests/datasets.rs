@@ -133,7 +133,9 @@ fn a_long_text_file_is_kept_in_pieces() {
         "pipeline: text\nstages:\n  text:\n    uses: load_dataset\n    with: { path: text.txt, split: \"train[:-2]\" }\n",
     );
     project.run(0, &["text.yaml"]);
-    let stored = Stored::open(&project.path(".pipe/runs/latest/stages/text")).unwrap();
+    let stored =
+        Stored::open(&project.path(".pipe/runs/latest/stages/text"), &pipe::stage::Cancel::default())
+            .unwrap();
     let batches: Vec<_> = stored.batches("train").unwrap().map(Result::unwrap).collect();
     assert_eq!(batches.len(), 5);
     let last = batches.last().unwrap();

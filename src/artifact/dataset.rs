@@ -13,6 +13,7 @@ use polars::prelude::{AnyValue, Column, DataFrame, DataType, Schema};
 use serde::{Deserialize, Serialize};
 
 use super::parquet::{RowGroupWriter, RowGroups, read_parquet};
+use crate::cancel::{Cancel, Interrupted};
 
 /// The file that names the splits and describes the columns.
 const INDEX: &str = "dataset.json";
@@ -104,6 +105,9 @@ pub enum DatasetError {
         /// How many there are.
         rows: usize,
     },
+    /// Somebody asked to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
 }
 
 /// `, did you mean …?` where one of the names is close.
@@ -179,16 +183,17 @@ impl IndexedSplit {
 /// A dataset on disk: what it holds is known, its rows are read a piece at a time.
 pub struct Stored {
     dir: PathBuf,
+    cancel: Cancel,
     splits: Vec<IndexedSplit>,
     /// What is known of a column beyond its type, by the column's name.
     pub features: BTreeMap<String, Feature>,
 }
 
 impl Stored {
-    /// Opens what [`Dataset::save`] or a [`DatasetWriter`] wrote.
-    pub fn open(dir: &Path) -> Result<Self, DatasetError> {
+    /// Opens what [`Dataset::save`] or a [`DatasetWriter`] wrote, for whoever reads it until asked to stop.
+    pub fn open(dir: &Path, cancel: &Cancel) -> Result<Self, DatasetError> {
         let index = Index::read(dir)?;
-        Ok(Self { dir: dir.into(), splits: index.splits, features: index.features })
+        Ok(Self { dir: dir.into(), cancel: cancel.clone(), splits: index.splits, features: index.features })
     }
 
     /// The names of the splits, in their order.
@@ -204,7 +209,7 @@ impl Stored {
             .find(|s| s.name == name)
             .ok_or_else(|| DatasetError::NoSplit { name: name.into(), have: self.split_names() })?;
         let path = split_path(&self.dir, name);
-        let groups = RowGroups::open(&path)?;
+        let groups = RowGroups::open(&path, &self.cancel)?;
         split.agrees(groups.rows(), &path)?;
         Ok(Batches { name: name.into(), groups, first: 0 })
     }
@@ -255,6 +260,7 @@ impl Iterator for Batches {
 /// A dataset in the making: one split after the other, each in pieces of any size.
 pub struct DatasetWriter {
     dir: PathBuf,
+    cancel: Cancel,
     splits: Vec<IndexedSplit>,
 }
 
@@ -266,9 +272,9 @@ pub struct SplitWriter<'a> {
 }
 
 impl DatasetWriter {
-    /// A dataset in a folder that exists.
-    pub fn create(dir: &Path) -> Self {
-        Self { dir: dir.into(), splits: Vec::new() }
+    /// A dataset in a folder that exists, written until somebody asks to stop.
+    pub fn create(dir: &Path, cancel: &Cancel) -> Self {
+        Self { dir: dir.into(), cancel: cancel.clone(), splits: Vec::new() }
     }
 
     /// Begins the next split, of these columns.
@@ -277,7 +283,7 @@ impl DatasetWriter {
         if self.splits.iter().any(|s| s.name == name) {
             return Err(DatasetError::SplitName(name.into(), "it is there twice"));
         }
-        let file = RowGroupWriter::create(&split_path(&self.dir, name), schema)?;
+        let file = RowGroupWriter::create(&split_path(&self.dir, name), schema, &self.cancel)?;
         Ok(SplitWriter { splits: &mut self.splits, name: name.into(), file })
     }
 
@@ -318,7 +324,11 @@ impl Dataset {
     /// Writes one parquet file per split and [`INDEX`] into a folder that exists. Equal datasets give equal
     /// bytes.
     pub fn save(&self, dir: &Path) -> Result<(), DatasetError> {
-        let mut writer = DatasetWriter::create(dir);
+        self.write(DatasetWriter::create(dir, &Cancel::default()))
+    }
+
+    /// The same by a writer that has written nothing yet.
+    pub fn write(&self, mut writer: DatasetWriter) -> Result<(), DatasetError> {
         for split in &self.splits {
             let mut file = writer.split(&split.name, split.frame.schema())?;
             file.write(&split.frame)?;
@@ -517,7 +527,7 @@ mod tests {
     fn batches_say_where_their_rows_stand() {
         let dir = tempfile::tempdir().unwrap();
         tweets().save(dir.path()).unwrap();
-        let stored = Stored::open(dir.path()).unwrap();
+        let stored = Stored::open(dir.path(), &Cancel::default()).unwrap();
         assert_eq!(stored.split_names(), ["train", "test"]);
         let train = stored.batches("train").unwrap();
         assert_eq!((train.rows(), train.header().unwrap().rows()), (3, 0));

@@ -14,6 +14,8 @@ use polars::prelude::{
 };
 
 use super::dataset::DatasetError;
+use crate::cancel::{Cancel, Until};
+use crate::files;
 
 /// Rows in a parquet row group. Fixed, because a file's bytes depend on it; small, because a row group is what
 /// a reader or writer of pieces holds in memory.
@@ -26,16 +28,17 @@ pub fn read_parquet(path: &Path) -> Result<DataFrame, DatasetError> {
 
 /// Writes one parquet file. Equal frames give equal bytes, however they were put together.
 pub fn write_parquet(frame: &DataFrame, path: &Path) -> Result<(), DatasetError> {
-    let mut file = RowGroupWriter::create(path, frame.schema())?;
+    let mut file = RowGroupWriter::create(path, frame.schema(), &Cancel::default())?;
     file.write(frame)?;
     file.finish()?;
     Ok(())
 }
 
 /// The row groups of one parquet file, read one at a time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RowGroups {
     path: PathBuf,
+    cancel: Cancel,
     metadata: FileMetadataRef,
     /// The row group that is read next.
     next: usize,
@@ -45,9 +48,12 @@ pub struct RowGroups {
 
 impl RowGroups {
     /// Reads what a file says of itself, no rows yet. Columns that [`read_parquet`] refuses are an error.
-    pub fn open(path: &Path) -> Result<Self, DatasetError> {
-        let metadata = open(path)?.get_metadata().map_err(|e| broken(path, &e))?.clone();
-        Ok(Self { path: path.into(), metadata, next: 0, row: 0 })
+    pub fn open(path: &Path, cancel: &Cancel) -> Result<Self, DatasetError> {
+        let (path, cancel) = (path.to_path_buf(), cancel.clone());
+        cancel.clone().or_abandon(move || {
+            let metadata = open(&path)?.get_metadata().map_err(|e| broken(&path, &e))?.clone();
+            Ok(Self { path, cancel, metadata, next: 0, row: 0 })
+        })?
     }
 
     /// How many rows the file has.
@@ -61,6 +67,11 @@ impl RowGroups {
     }
 
     fn read(&self, from: usize, rows: usize) -> Result<DataFrame, DatasetError> {
+        let this = self.clone();
+        self.cancel.or_abandon(move || this.read_here(from, rows))?
+    }
+
+    fn read_here(&self, from: usize, rows: usize) -> Result<DataFrame, DatasetError> {
         let mut reader = ParquetReader::new(opened(&self.path)?);
         reader.set_metadata(self.metadata.clone());
         // The other strategies decode pages of row groups outside the slice, too.
@@ -84,7 +95,8 @@ impl Iterator for RowGroups {
 /// One parquet file in the making: takes rows in pieces of any size and holds no more than a row group.
 pub struct RowGroupWriter {
     path: PathBuf,
-    file: BatchedWriter<BufWriter<File>>,
+    cancel: Cancel,
+    file: BatchedWriter<BufWriter<Until<File>>>,
     /// Rows that don't fill a row group yet.
     pending: DataFrame,
     rows: usize,
@@ -92,13 +104,14 @@ pub struct RowGroupWriter {
 
 impl RowGroupWriter {
     /// Starts a file of these columns.
-    pub fn create(path: &Path, schema: &Schema) -> Result<Self, DatasetError> {
-        let file = File::create(path).map_err(|error| DatasetError::Io { path: path.into(), error })?;
-        let file = ParquetWriter::new(BufWriter::new(file))
+    pub fn create(path: &Path, schema: &Schema, cancel: &Cancel) -> Result<Self, DatasetError> {
+        let inner = File::create(path).map_err(|error| DatasetError::Io { path: path.into(), error })?;
+        let file = ParquetWriter::new(BufWriter::new(Until { inner, cancel: cancel.clone() }))
             .with_compression(ParquetCompression::Zstd(None))
             .batched(schema)
             .map_err(|e| unwritable(path, &e))?;
-        Ok(Self { path: path.into(), file, pending: DataFrame::empty_with_schema(schema), rows: 0 })
+        let cancel = cancel.clone();
+        Ok(Self { path: path.into(), cancel, file, pending: DataFrame::empty_with_schema(schema), rows: 0 })
     }
 
     /// Puts rows below those written so far; they have to be of the same columns.
@@ -117,19 +130,24 @@ impl RowGroupWriter {
     pub fn finish(mut self) -> Result<usize, DatasetError> {
         let rest = std::mem::take(&mut self.pending);
         self.write_group(rest)?;
-        self.file.finish().map_err(|e| unwritable(&self.path, &e))?;
+        let ended = self.file.finish();
+        // An error then says no more than that writing was stopped.
+        self.cancel.check()?;
+        ended.map_err(|e| unwritable(&self.path, &e))?;
         Ok(self.rows)
     }
 
     fn write_group(&mut self, mut group: DataFrame) -> Result<(), DatasetError> {
         // The writer makes a row group of every chunk, and chunks tell how a frame was put together.
         group.rechunk_mut();
-        self.file.write_batch(&group).map_err(|e| unwritable(&self.path, &e))
+        let written = self.file.write_batch(&group);
+        self.cancel.check()?;
+        written.map_err(|e| unwritable(&self.path, &e))
     }
 }
 
 fn opened(path: &Path) -> Result<File, DatasetError> {
-    File::open(path).map_err(|error| DatasetError::Io { path: path.into(), error })
+    files::open(path).map_err(|error| DatasetError::Io { path: path.into(), error })
 }
 
 fn open(path: &Path) -> Result<ParquetReader<File>, DatasetError> {
@@ -189,7 +207,7 @@ mod tests {
         let (whole, pieces) = (dir.path().join("whole"), dir.path().join("pieces"));
         let rows = 2 * ROW_GROUP + 5;
         write_parquet(&numbers(0, rows), &whole).unwrap();
-        let mut file = RowGroupWriter::create(&pieces, numbers(0, 0).schema()).unwrap();
+        let mut file = RowGroupWriter::create(&pieces, numbers(0, 0).schema(), &Cancel::default()).unwrap();
         for from in (0..rows).step_by(999) {
             file.write(&numbers(from, rows.min(from + 999))).unwrap();
         }
@@ -203,14 +221,14 @@ mod tests {
         let path = dir.path().join("rows");
         let rows = 2 * ROW_GROUP + 5;
         write_parquet(&numbers(0, rows), &path).unwrap();
-        let groups = RowGroups::open(&path).unwrap();
+        let groups = RowGroups::open(&path, &Cancel::default()).unwrap();
         assert_eq!((groups.rows(), groups.header().unwrap()), (rows, numbers(0, 0)));
         let read: Vec<DataFrame> = groups.map(Result::unwrap).collect();
         let ends = [0, ROW_GROUP, 2 * ROW_GROUP, rows];
         let want: Vec<DataFrame> = ends.windows(2).map(|ends| numbers(ends[0], ends[1])).collect();
         assert_eq!(read, want);
         write_parquet(&numbers(0, 0), &path).unwrap();
-        assert_eq!(RowGroups::open(&path).unwrap().count(), 0);
+        assert_eq!(RowGroups::open(&path, &Cancel::default()).unwrap().count(), 0);
     }
 
     #[test]

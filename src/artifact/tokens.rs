@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::dataset::{DatasetError, check_split_name};
 use crate::artifact::parquet::{RowGroupWriter, RowGroups};
+use crate::cancel::Cancel;
 use crate::tokenizer::{Side, Tokenizer};
 
 /// The file that names the splits and describes the rows.
@@ -222,7 +223,7 @@ impl Tokens {
             return Err(DatasetError::NoSplit { name: split.into(), have }.into());
         };
         let path = path(&self.dir, split);
-        let groups = RowGroups::open(&path)?;
+        let groups = RowGroups::open(&path, &Cancel::default())?;
         if groups.rows() != size.rows {
             let reason = format!("has {} rows, {INDEX} says {}", groups.rows(), size.rows);
             return Err(TokensError::Broken { path, reason });
@@ -309,7 +310,7 @@ impl TokensWriter {
         check_split_name(name)?;
         let Tokens { dir, about, splits } = &mut self.tokens;
         let path = path(dir, name);
-        let file = RowGroupWriter::create(&path, &schema(about.form))?;
+        let file = RowGroupWriter::create(&path, &schema(about.form), &Cancel::default())?;
         Ok(SplitWriter { splits, form: about.form, name: name.into(), path, file })
     }
 

@@ -2,7 +2,6 @@
 //!
 //! Knows when a stream is whole; does not know which streams make up a dataset.
 
-use std::fs;
 use std::io::Cursor;
 use std::panic::catch_unwind;
 use std::path::Path;
@@ -11,6 +10,8 @@ use polars::prelude::{ArrowDataType, IpcStreamReader, PolarsError, SerReader};
 
 use super::{FormatError, Table, features};
 use crate::artifact::parquet::{no_column, unreadable};
+use crate::cancel::Cancel;
+use crate::files;
 
 /// The marker that a stream ends with, without which it may have lost its last rows.
 const END: &[u8] = &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
@@ -22,9 +23,9 @@ const BEGIN: &[u8] = &[0xff, 0xff, 0xff, 0xff];
 const FILE: &[u8] = b"ARROW1";
 
 /// Reads an Arrow stream whole.
-pub(super) fn read(path: &Path) -> Result<Table, FormatError> {
+pub(super) fn read(path: &Path, cancel: &Cancel) -> Result<Table, FormatError> {
     let whole = |reason: String| FormatError::File { path: path.into(), reason };
-    let bytes = fs::read(path).map_err(|e| whole(e.to_string()))?;
+    let bytes = files::read(path, cancel).map_err(|e| FormatError::io(path, &e))?;
     match bytes.as_slice() {
         [] => return Err(whole("the file is empty".into())),
         bytes if bytes.starts_with(FILE) => {

@@ -5,6 +5,8 @@
 //! empty field is null. A column's type is the narrowest of whole number, number, truth value and text that
 //! holds every row of the file. Does not know where the text comes from.
 
+use std::collections::HashSet;
+
 use csv::{ReaderBuilder, StringRecord};
 use polars::prelude::{
     BooleanChunked, Column, DataFrame, Float64Chunked, Int64Chunked, IntoColumn, NewChunkedArray,
@@ -12,12 +14,16 @@ use polars::prelude::{
 };
 
 use super::Flaw;
+use crate::cancel::Cancel;
+
+/// Rows between two looks at whether to stop.
+const LOOK: usize = 1 << 10;
 
 /// What a field ends with.
 const BORDER: [char; 3] = [',', '\n', '\r'];
 
 /// The rows of a csv text whose first row is the header.
-pub(super) fn read(text: &str) -> Result<DataFrame, Flaw> {
+pub(super) fn read(text: &str, cancel: &Cancel) -> Result<DataFrame, Flaw> {
     check_quotes(text)?;
     let mut reader = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
     let mut next =
@@ -26,10 +32,11 @@ pub(super) fn read(text: &str) -> Result<DataFrame, Flaw> {
     if !next(&mut header)? {
         return Err(Flaw::whole("the file is empty"));
     }
+    let mut earlier = HashSet::with_capacity(header.len());
     for (at, name) in header.iter().enumerate() {
         let reason = if name.is_empty() {
             format!("column {} of the header has no name", at + 1)
-        } else if header.iter().take(at).any(|earlier| earlier == name) {
+        } else if !earlier.insert(name) {
             format!("the header names column `{name}` twice")
         } else {
             continue;
@@ -39,6 +46,9 @@ pub(super) fn read(text: &str) -> Result<DataFrame, Flaw> {
     let mut columns: Vec<_> = header.iter().map(|name| StringChunkedBuilder::new(name.into(), 0)).collect();
     let (mut rows, mut record) = (0, StringRecord::new());
     while next(&mut record)? {
+        if rows % LOOK == 0 {
+            cancel.check()?;
+        }
         let (found, expected) = (record.len(), header.len());
         if found != expected {
             let fields = if found == 1 { "field" } else { "fields" };
@@ -51,7 +61,11 @@ pub(super) fn read(text: &str) -> Result<DataFrame, Flaw> {
         }
         rows += 1;
     }
-    let columns = columns.into_iter().map(|cells| typed(cells.finish())).collect();
+    let typed = |cells: StringChunkedBuilder| -> Result<Column, Flaw> {
+        cancel.check()?;
+        Ok(typed(cells.finish()))
+    };
+    let columns = columns.into_iter().map(typed).collect::<Result<_, _>>()?;
     DataFrame::new(rows, columns).map_err(|e| Flaw::whole(e.to_string()))
 }
 
@@ -131,6 +145,10 @@ fn truth(cell: &str) -> Option<bool> {
 mod tests {
     use super::*;
     use polars::df;
+
+    fn read(text: &str) -> Result<DataFrame, Flaw> {
+        super::read(text, &Cancel::default())
+    }
 
     fn refusal(text: &str) -> (Option<usize>, String) {
         let flaw = read(text).unwrap_err();

@@ -108,7 +108,7 @@ mod tests {
             .with_key_value_metadata(Some(KeyValueMetadata::from_static(vec![entry])))
             .finish(&mut df!("text" => ["a"], "label" => [1i64]).unwrap())
             .unwrap();
-        let table = super::super::read(&path).unwrap();
+        let table = super::super::read(&path, &Default::default()).unwrap();
         assert_eq!(names(&table.features), [("label", vec!["Unlabeled", "no complaint"])]);
     }
 

@@ -8,7 +8,12 @@ use polars::prelude::{Column, DataFrame};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::Flaw;
+use super::named::Named;
 use super::typing::{Type, series};
+use crate::cancel::Cancel;
+
+/// Rows between two looks at whether to stop.
+const LOOK: usize = 1 << 10;
 
 /// A JSON value whose objects keep their order.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,14 +24,14 @@ pub(super) enum Json {
     Float(f64),
     Text(String),
     List(Vec<Json>),
-    Map(Vec<(String, Json)>),
+    Map(Named<Json>),
 }
 
 impl Json {
-    /// The value at a key of a mapping.
-    pub(super) fn get(&self, key: &str) -> Option<&Json> {
+    /// The value at a key of a mapping; `near` is where to look first.
+    pub(super) fn get(&self, key: &str, near: usize) -> Option<&Json> {
         match self {
-            Json::Map(entries) => entries.iter().find(|(k, _)| k == key).map(|(_, v)| v),
+            Json::Map(entries) => entries.get(key, near),
             _ => None,
         }
     }
@@ -71,12 +76,12 @@ impl<'de> Deserialize<'de> for Json {
                 Ok(Json::List(items))
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
-                let mut entries: Vec<(String, Json)> = Vec::new();
+                let mut entries = Named::default();
                 while let Some((key, value)) = map.next_entry::<String, Json>()? {
-                    if entries.iter().any(|(k, _)| *k == key) {
+                    if entries.position(&key, 0).is_some() {
                         return Err(de::Error::custom(format!("key `{key}` is there twice")));
                     }
-                    entries.push((key, value));
+                    entries.push(key, value);
                 }
                 Ok(Json::Map(entries))
             }
@@ -103,25 +108,28 @@ impl Row {
 }
 
 /// The rows of an array of objects, or, where the text starts with an object, of one object a line.
-pub(super) fn read(text: &str) -> Result<DataFrame, Flaw> {
+pub(super) fn read(text: &str, cancel: &Cancel) -> Result<DataFrame, Flaw> {
     if !text.trim_start().starts_with('[') {
-        return read_lines(text).map_err(|flaw| {
+        return read_lines(text, cancel).map_err(|flaw| {
             let hint = "a .json file holds an array of objects or one object a line";
             Flaw { reason: format!("{}; {hint}", flaw.reason), ..flaw }
         });
     }
     let rows: Vec<Json> = serde_json::from_str(text).map_err(|e| Flaw::line(e.line(), syntax(&e)))?;
-    frame(rows.into_iter().enumerate().map(|(index, row)| (Row::Index(index), row)).collect())
+    frame(rows.into_iter().enumerate().map(|(index, row)| (Row::Index(index), row)).collect(), cancel)
 }
 
 /// The rows of one object a line; blank lines are none.
-pub(super) fn read_lines(text: &str) -> Result<DataFrame, Flaw> {
+pub(super) fn read_lines(text: &str, cancel: &Cancel) -> Result<DataFrame, Flaw> {
     let mut rows = Vec::new();
     for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        if at % LOOK == 0 {
+            cancel.check()?;
+        }
         let row = serde_json::from_str(line).map_err(|e| Flaw::line(at + 1, syntax(&e)))?;
         rows.push((Row::Line(at + 1), row));
     }
-    frame(rows)
+    frame(rows, cancel)
 }
 
 /// serde_json's words, with its line, which the caller knows better, taken off.
@@ -132,29 +140,30 @@ fn syntax(error: &serde_json::Error) -> String {
     format!("not readable as JSON: {what} (column {})", error.column())
 }
 
-fn frame(rows: Vec<(Row, Json)>) -> Result<DataFrame, Flaw> {
-    let mut columns: Vec<(String, Type)> = Vec::new();
-    for (row, value) in &rows {
+fn frame(rows: Vec<(Row, Json)>, cancel: &Cancel) -> Result<DataFrame, Flaw> {
+    let mut columns: Named<Type> = Named::default();
+    for (at, (row, value)) in rows.iter().enumerate() {
+        if at % LOOK == 0 {
+            cancel.check()?;
+        }
         let Json::Map(entries) = value else {
             return Err(row.flaw("not an object: every row has to be `{…}`".into()));
         };
-        for (key, value) in entries {
-            let at = columns.iter().position(|(name, _)| name == key).unwrap_or_else(|| {
-                columns.push((key.clone(), Type::Empty));
-                columns.len() - 1
-            });
-            columns[at].1.widen(value, key).map_err(|reason| row.flaw(reason))?;
+        for (near, (key, value)) in entries.iter().enumerate() {
+            let kind = columns.entry(key, near, || Type::Empty);
+            kind.widen(value, key).map_err(|reason| row.flaw(reason))?;
         }
     }
     let columns: Vec<Column> = columns
         .iter()
-        .map(|(name, kind)| {
+        .enumerate()
+        .map(|(near, (name, kind))| {
+            cancel.check()?;
             let cells: Vec<&Json> =
-                rows.iter().map(|(_, row)| row.get(name).unwrap_or(&Json::Null)).collect();
-            series(name, &cells, kind).map(Column::from)
+                rows.iter().map(|(_, row)| row.get(name, near).unwrap_or(&Json::Null)).collect();
+            series(name, &cells, kind).map(Column::from).map_err(|e| Flaw::whole(e.to_string()))
         })
-        .collect::<Result<_, _>>()
-        .map_err(|e| Flaw::whole(e.to_string()))?;
+        .collect::<Result<_, _>>()?;
     DataFrame::new(rows.len(), columns).map_err(|e| Flaw::whole(e.to_string()))
 }
 
@@ -162,6 +171,14 @@ fn frame(rows: Vec<(Row, Json)>) -> Result<DataFrame, Flaw> {
 mod tests {
     use super::*;
     use polars::df;
+
+    fn read(text: &str) -> Result<DataFrame, Flaw> {
+        super::read(text, &Cancel::default())
+    }
+
+    fn read_lines(text: &str) -> Result<DataFrame, Flaw> {
+        super::read_lines(text, &Cancel::default())
+    }
 
     fn refusal(result: Result<DataFrame, Flaw>) -> (Option<usize>, String) {
         let flaw = result.unwrap_err();

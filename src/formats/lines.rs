@@ -4,13 +4,15 @@
 //! the start is none of the text. A file is read a piece at a time and never held whole.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use polars::prelude::{Column, DataFrame, DataType, Field, IntoSeries, Schema, StringChunkedBuilder};
 
 use super::FormatError;
 use crate::artifact::parquet::ROW_GROUP;
+use crate::cancel::{Cancel, Until};
+use crate::files;
 
 /// The column's name.
 const COLUMN: &str = "text";
@@ -24,11 +26,11 @@ pub fn schema() -> Schema {
 }
 
 /// How many rows a text file has.
-pub fn count(path: &Path) -> Result<usize, FormatError> {
-    let mut file = open(path)?;
+pub fn count(path: &Path, cancel: &Cancel) -> Result<usize, FormatError> {
+    let mut file = open(path, cancel)?;
     let (mut lines, mut last) = (0, None);
     loop {
-        let bytes = file.fill_buf().map_err(|e| unreadable(path, &e))?;
+        let bytes = file.fill_buf().map_err(|e| FormatError::io(path, &e))?;
         if bytes.is_empty() {
             break;
         }
@@ -46,7 +48,7 @@ pub fn count(path: &Path) -> Result<usize, FormatError> {
 /// The rows of a text file in pieces of some megabytes.
 pub struct Lines {
     path: PathBuf,
-    file: BufReader<File>,
+    file: BufReader<Until<File>>,
     /// Bytes up to a `\n`; there is more than one line in them where a lone `\r` ends one.
     bytes: Vec<u8>,
     /// The rows read so far.
@@ -55,8 +57,8 @@ pub struct Lines {
 
 impl Lines {
     /// Opens a text file.
-    pub fn open(path: &Path) -> Result<Self, FormatError> {
-        Ok(Self { path: path.into(), file: open(path)?, bytes: Vec::new(), read: 0 })
+    pub fn open(path: &Path, cancel: &Cancel) -> Result<Self, FormatError> {
+        Ok(Self { path: path.into(), file: open(path, cancel)?, bytes: Vec::new(), read: 0 })
     }
 
     /// The next rows; none at the end.
@@ -66,7 +68,7 @@ impl Lines {
         while height < ROW_GROUP && size < PIECE {
             self.bytes.clear();
             let read =
-                self.file.read_until(b'\n', &mut self.bytes).map_err(|e| unreadable(&self.path, &e))?;
+                self.file.read_until(b'\n', &mut self.bytes).map_err(|e| FormatError::io(&self.path, &e))?;
             if read == 0 {
                 break;
             }
@@ -101,17 +103,14 @@ impl Iterator for Lines {
 }
 
 /// Behind the byte-order mark, if there is one.
-fn open(path: &Path) -> Result<BufReader<File>, FormatError> {
+fn open(path: &Path, cancel: &Cancel) -> Result<BufReader<Until<File>>, FormatError> {
     const MARK: &[u8] = "\u{feff}".as_bytes();
-    let mut file = BufReader::with_capacity(1 << 16, File::open(path).map_err(|e| unreadable(path, &e))?);
-    if file.fill_buf().map_err(|e| unreadable(path, &e))?.starts_with(MARK) {
-        file.read_exact(&mut [0; MARK.len()]).map_err(|e| unreadable(path, &e))?;
+    let inner = files::open(path).map_err(|e| FormatError::io(path, &e))?;
+    let mut file = BufReader::with_capacity(1 << 16, Until { inner, cancel: cancel.clone() });
+    if file.fill_buf().map_err(|e| FormatError::io(path, &e))?.starts_with(MARK) {
+        file.read_exact(&mut [0; MARK.len()]).map_err(|e| FormatError::io(path, &e))?;
     }
     Ok(file)
-}
-
-fn unreadable(path: &Path, error: &io::Error) -> FormatError {
-    FormatError::File { path: path.into(), reason: error.to_string() }
 }
 
 #[cfg(test)]
@@ -123,14 +122,14 @@ mod tests {
         let path = dir.path().join("a.txt");
         std::fs::write(&path, content).unwrap();
         let mut rows = Vec::new();
-        for piece in Lines::open(&path).unwrap() {
+        for piece in Lines::open(&path, &Cancel::default()).unwrap() {
             let piece =
                 piece.map_err(|e| e.to_string().replace(&format!("{}/", dir.path().display()), ""))?;
             assert_eq!(piece.schema().as_ref(), &schema());
             let column = piece.column(COLUMN).unwrap().str().unwrap().clone();
             rows.extend(column.iter().flatten().map(str::to_owned));
         }
-        assert_eq!(count(&path).unwrap(), rows.len());
+        assert_eq!(count(&path, &Cancel::default()).unwrap(), rows.len());
         Ok(rows)
     }
 

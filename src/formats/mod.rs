@@ -8,6 +8,7 @@ mod csv;
 mod features;
 mod json;
 pub mod lines;
+mod named;
 pub mod pattern;
 pub mod saved;
 pub mod splits;
@@ -15,13 +16,14 @@ pub mod stack;
 mod typing;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use polars::prelude::DataFrame;
 
 use crate::artifact::dataset::{DatasetError, Feature};
 use crate::artifact::parquet::read_parquet;
+use crate::cancel::{Cancel, Interrupted};
+use crate::files::{self, shown};
 
 pub use features::{INFO_FILES, beside};
 
@@ -41,7 +43,7 @@ pub struct Table {
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// Something is wrong at a line, counted from 1.
-    #[error("{}:{line}: {reason}", path.display())]
+    #[error("{}:{line}: {reason}", shown(path))]
     Line {
         /// The file.
         path: PathBuf,
@@ -51,7 +53,7 @@ pub enum FormatError {
         reason: String,
     },
     /// Something is wrong with the file as a whole.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", shown(path))]
     File {
         /// The file.
         path: PathBuf,
@@ -61,6 +63,19 @@ pub enum FormatError {
     /// A parquet file can't be read.
     #[error(transparent)]
     Parquet(#[from] DatasetError),
+    /// Somebody asked to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+impl FormatError {
+    /// A file that can't be read, or whose reading was asked to stop.
+    fn io(path: &Path, error: &std::io::Error) -> Self {
+        match Interrupted::is(error) {
+            true => Self::Interrupted(Interrupted),
+            false => Self::File { path: path.into(), reason: error.to_string() },
+        }
+    }
 }
 
 /// Whether the file's ending is one of [`ENDINGS`].
@@ -73,29 +88,41 @@ pub fn is_text(path: &Path) -> bool {
     ending(path) == "txt"
 }
 
-fn ending(path: &Path) -> String {
+/// What names a file's format: what follows the last dot of its name, in small letters.
+pub fn ending(path: &Path) -> String {
     path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
 }
 
 /// Reads a file whole, in the format its ending names.
-pub fn read(path: &Path) -> Result<Table, FormatError> {
+///
+/// # Errors
+/// See [`FormatError`]. Whoever asks to stop is not waited on by what is left of the reading.
+pub fn read(path: &Path, cancel: &Cancel) -> Result<Table, FormatError> {
+    let (path, inner) = (path.to_path_buf(), cancel.clone());
+    cancel.or_abandon(move || read_here(&path, &inner))?
+}
+
+/// The same on this thread; the readers of other crates don't hear that they are to stop.
+fn read_here(path: &Path, cancel: &Cancel) -> Result<Table, FormatError> {
     let whole = |reason: String| FormatError::File { path: path.into(), reason };
     match ending(path).as_str() {
-        "csv" => Ok(plain(csv::read(&text(path)?).map_err(|e| e.at(path))?)),
-        "json" => Ok(plain(json::read(&text(path)?).map_err(|e| e.at(path))?)),
-        "jsonl" | "ndjson" => Ok(plain(json::read_lines(&text(path)?).map_err(|e| e.at(path))?)),
+        "csv" => Ok(plain(csv::read(&text(path, cancel)?, cancel).map_err(|e| e.at(path))?)),
+        "json" => Ok(plain(json::read(&text(path, cancel)?, cancel).map_err(|e| e.at(path))?)),
+        "jsonl" | "ndjson" => {
+            Ok(plain(json::read_lines(&text(path, cancel)?, cancel).map_err(|e| e.at(path))?))
+        }
         "parquet" => {
-            let size = fs::metadata(path).map_err(|e| whole(e.to_string()))?.len();
+            let size = std::fs::metadata(path).map_err(|e| whole(e.to_string()))?.len();
             if size == 0 {
                 return Err(whole("the file is empty".into()));
             }
             let frame = read_parquet(path)?;
             Ok(Table { frame, features: features::in_parquet(path) })
         }
-        "arrow" => arrow::read(path),
+        "arrow" => arrow::read(path, cancel),
         "txt" => {
             let mut frame = DataFrame::empty_with_schema(&lines::schema());
-            for piece in lines::Lines::open(path)? {
+            for piece in lines::Lines::open(path, cancel)? {
                 frame.vstack_mut(&piece?).map_err(|e| whole(e.to_string()))?;
             }
             Ok(plain(frame))
@@ -115,9 +142,9 @@ fn plain(frame: DataFrame) -> Table {
 }
 
 /// A file's text without a byte-order mark.
-fn text(path: &Path) -> Result<String, FormatError> {
+fn text(path: &Path, cancel: &Cancel) -> Result<String, FormatError> {
     let whole = |reason: String| FormatError::File { path: path.into(), reason };
-    let bytes = fs::read(path).map_err(|e| whole(e.to_string()))?;
+    let bytes = files::read(path, cancel).map_err(|e| FormatError::io(path, &e))?;
     let mut text = String::from_utf8(bytes).map_err(|e| {
         let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
         let line = 1 + good.iter().filter(|b| **b == b'\n').count();
@@ -137,19 +164,28 @@ fn text(path: &Path) -> Result<String, FormatError> {
 struct Flaw {
     line: Option<usize>,
     reason: String,
+    /// Nothing is wrong with it: somebody asked to stop.
+    interrupted: bool,
+}
+
+impl From<Interrupted> for Flaw {
+    fn from(interrupted: Interrupted) -> Self {
+        Self { line: None, reason: interrupted.to_string(), interrupted: true }
+    }
 }
 
 impl Flaw {
     fn whole(reason: impl Into<String>) -> Self {
-        Self { line: None, reason: reason.into() }
+        Self { line: None, reason: reason.into(), interrupted: false }
     }
 
     fn line(line: usize, reason: impl Into<String>) -> Self {
-        Self { line: Some(line), reason: reason.into() }
+        Self { line: Some(line), reason: reason.into(), interrupted: false }
     }
 
     fn at(self, path: &Path) -> FormatError {
         match self.line {
+            _ if self.interrupted => FormatError::Interrupted(Interrupted),
             Some(line) => FormatError::Line { path: path.into(), line, reason: self.reason },
             None => FormatError::File { path: path.into(), reason: self.reason },
         }
@@ -163,8 +199,11 @@ mod tests {
     fn refusal(name: &str, content: &[u8]) -> String {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
-        fs::write(&path, content).unwrap();
-        read(&path).unwrap_err().to_string().replace(&format!("{}/", dir.path().display()), "")
+        std::fs::write(&path, content).unwrap();
+        read(&path, &Cancel::default())
+            .unwrap_err()
+            .to_string()
+            .replace(&format!("{}/", dir.path().display()), "")
     }
 
     #[test]

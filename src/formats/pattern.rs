@@ -59,6 +59,18 @@ impl Pattern {
         let path: Vec<&str> = path.split('/').collect();
         wild(&self.parts, &path, |part| matches!(part, Part::Any), |part, text| part.matches(text))
     }
+
+    /// Whether one of those meant may be in this folder or below it.
+    pub fn leads_into(&self, folder: &str) -> bool {
+        for (at, name) in folder.split('/').enumerate() {
+            match self.parts.get(at) {
+                Some(Part::Any) => return true,
+                Some(part) if part.matches(name) && at + 1 < self.parts.len() => {}
+                _ => return false,
+            }
+        }
+        true
+    }
 }
 
 impl Part {
@@ -191,6 +203,22 @@ mod tests {
             assert_eq!(Pattern::parse(pattern).unwrap().matches(path), want, "{pattern} on {path}");
         }
         assert_eq!(Pattern::parse("a**/b"), None);
+    }
+
+    #[test]
+    fn only_folders_that_may_hold_a_match_are_looked_into() {
+        for (pattern, folder, want) in [
+            ("*.csv", "a", false),
+            ("*/x.csv", "a", true),
+            ("*/x.csv", "a/b", false),
+            ("a?/b/*", "ab", true),
+            ("a?/b/*", "ab/c", false),
+            ("a/**/x", "a/b/c", true),
+            ("a/**", "b", false),
+            ("**", "b", true),
+        ] {
+            assert_eq!(Pattern::parse(pattern).unwrap().leads_into(folder), want, "{pattern} into {folder}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use polars::prelude::{AnyValue, DataType, Field, PolarsResult, Series};
 
 use super::json::Json;
+use super::named::Named;
 
 /// What the values seen so far have in common.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,7 +15,7 @@ pub(super) enum Type {
     Float,
     Text,
     List(Box<Type>),
-    Map(Vec<(String, Type)>),
+    Map(Named<Type>),
 }
 
 impl Type {
@@ -35,12 +36,8 @@ impl Type {
                 }
             }
             (Type::Map(fields), Json::Map(entries)) => {
-                for (key, value) in entries {
-                    let at = fields.iter().position(|(have, _)| have == key).unwrap_or_else(|| {
-                        fields.push((key.clone(), Type::Empty));
-                        fields.len() - 1
-                    });
-                    fields[at].1.widen(value, &format!("{name}.{key}"))?;
+                for (near, (key, value)) in entries.iter().enumerate() {
+                    fields.entry(key, near, || Type::Empty).widen(value, &format!("{name}.{key}"))?;
                 }
             }
             (Type::Empty, _) => {
@@ -51,7 +48,7 @@ impl Type {
                     Json::Float(_) => Type::Float,
                     Json::Text(_) => Type::Text,
                     Json::List(_) => Type::List(Box::new(Type::Empty)),
-                    Json::Map(_) => Type::Map(Vec::new()),
+                    Json::Map(_) => Type::Map(Named::default()),
                 };
                 self.widen(value, name)?;
             }
@@ -89,7 +86,7 @@ impl Type {
     }
 }
 
-fn polars_fields(fields: &[(String, Type)]) -> Vec<Field> {
+fn polars_fields(fields: &Named<Type>) -> Vec<Field> {
     fields.iter().map(|(name, kind)| Field::new(name.as_str().into(), kind.polars())).collect()
 }
 
@@ -113,7 +110,8 @@ fn cell<'a>(value: &'a Json, kind: &Type) -> PolarsResult<AnyValue<'a>> {
         (Json::Map(_), Type::Map(fields)) if !fields.is_empty() => {
             let cells = fields
                 .iter()
-                .map(|(key, kind)| cell(value.get(key).unwrap_or(&Json::Null), kind))
+                .enumerate()
+                .map(|(near, (key, kind))| cell(value.get(key, near).unwrap_or(&Json::Null), kind))
                 .collect::<PolarsResult<Vec<_>>>()?;
             AnyValue::StructOwned(Box::new((cells, polars_fields(fields))))
         }

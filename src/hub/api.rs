@@ -5,8 +5,10 @@
 //! kept.
 
 use std::error::Error;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use futures_util::future::{Either, select};
 use reqwest::header::{AUTHORIZATION, HeaderMap, LINK, RANGE, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 use serde::de::DeserializeOwned;
@@ -368,6 +370,22 @@ pub(super) async fn pause(time: Duration, cancel: &Cancel) -> Result<(), HubErro
             return Ok(());
         }
         tokio::time::sleep(left.min(Duration::from_millis(100))).await;
+    }
+}
+
+/// The work, dropped wherever it waits once somebody asks to stop: a server may keep silent for long.
+pub(super) async fn unless_stopped<T>(
+    work: impl Future<Output = Result<T, HubError>>,
+    cancel: &Cancel,
+) -> Result<T, HubError> {
+    let asked = async {
+        while !cancel.is_set() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    match select(pin!(work), pin!(asked)).await {
+        Either::Left((result, _)) => result,
+        Either::Right(((), _)) => Err(HubError::Interrupted),
     }
 }
 

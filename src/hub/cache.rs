@@ -13,6 +13,7 @@ use sha2::Sha256;
 use super::api::Repo;
 use super::error::HubError;
 use super::repo::{Commit, FileDigest, RemoteFile};
+use crate::cancel::{Cancel, Interrupted};
 
 /// The files of one repository.
 pub(super) struct Folder {
@@ -95,7 +96,10 @@ impl Folder {
 /// A disk's refusal, with its place.
 pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> HubError {
     let path = path.to_path_buf();
-    move |source| HubError::Disk { path, source }
+    move |source| match Interrupted::is(&source) {
+        true => HubError::Interrupted,
+        false => HubError::Disk { path, source },
+    }
 }
 
 /// Computes the digest of content that comes in pieces.
@@ -121,9 +125,10 @@ impl Hasher {
     }
 
     /// Takes in what a file holds already; its length.
-    pub fn update_from(&mut self, file: &mut File) -> io::Result<u64> {
+    pub fn update_from(&mut self, file: &mut File, cancel: &Cancel) -> io::Result<u64> {
         let (mut buffer, mut length) = (vec![0; 1 << 20], 0);
         loop {
+            cancel.check()?;
             let n = file.read(&mut buffer)?;
             if n == 0 {
                 return Ok(length);

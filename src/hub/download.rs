@@ -128,7 +128,7 @@ impl Coming<'_> {
             .open(&self.path)
             .map_err(at(&self.path))?;
         let mut hasher = Hasher::like(&self.file.digest, self.file.size);
-        let mut have = hasher.update_from(&mut out).map_err(at(&self.path))?;
+        let mut have = hasher.update_from(&mut out, self.watch.cancel).map_err(at(&self.path))?;
         self.watch.grow(have);
         if have > self.file.size {
             (hasher, have) = self.start_over(&mut out, have)?;

@@ -198,7 +198,8 @@ impl Hub {
             self.room_for(total)?;
             let watch = Watch { done: AtomicU64::new(0), tell: &|done| tell(done, total), cancel };
             let (runtime, api) = self.online()?;
-            runtime.block_on(download::download(api, &folder, &pin.repo, &pin.commit, &missing, &watch))?;
+            let coming = download::download(api, &folder, &pin.repo, &pin.commit, &missing, &watch);
+            runtime.block_on(api::unless_stopped(coming, cancel))?;
         }
         Ok(folder.snapshot(&pin.commit))
     }
@@ -321,7 +322,7 @@ impl Hub {
             return folder.reference(revision).ok_or_else(what);
         }
         let (runtime, api) = self.online()?;
-        let commit = runtime.block_on(api.commit(repo, revision, cancel))?;
+        let commit = runtime.block_on(api::unless_stopped(api.commit(repo, revision, cancel), cancel))?;
         folder.set_reference(revision, &commit)?;
         Ok(commit)
     }
@@ -331,7 +332,7 @@ impl Hub {
             return Ok(Folder::of(&self.settings.cache, repo).listing(commit));
         }
         let (runtime, api) = self.online()?;
-        runtime.block_on(api.files(repo, commit, cancel))
+        runtime.block_on(api::unless_stopped(api.files(repo, commit, cancel), cancel))
     }
 
     fn read_file(

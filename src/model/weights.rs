@@ -202,6 +202,13 @@ impl Files {
             let mut names: Vec<&str> = shards.values().filter_map(|v| v.as_str()).collect();
             names.sort_unstable();
             names.dedup();
+            // What is read is what a key was made of: the files below the folder that are not hidden.
+            let leads_out =
+                |name: &&&str| name.starts_with('/') || name.split('/').any(|part| part.starts_with('.'));
+            if let Some(name) = names.iter().find(leads_out) {
+                let reason = format!("it names `{name}`, which is no visible file of this folder");
+                return Err(ModelError::Damaged { path: index, reason });
+            }
             for name in names {
                 files.map(name)?;
             }

@@ -76,7 +76,8 @@ pub struct Base {
     pub model: Model,
     /// The tokenizer beside them.
     pub tokenizer: Tokenizer,
-    /// The name under which an adapter remembers it.
+    /// The name under which an adapter remembers it. No part of a key where it is a path: of several paths to the same
+    /// bytes a result in the cache says the one that it was made from.
     pub name: String,
 }
 

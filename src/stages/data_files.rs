@@ -4,16 +4,17 @@
 //! Looks for files and reads what describes them; never reads a row.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::artifact::dataset::Feature;
+use crate::cancel::{Cancel, Interrupted};
+use crate::files::{self, RelPath, shown};
 use crate::formats;
 use crate::formats::saved::{self, Saved};
 use crate::formats::splits::{self, SplitFiles};
 use crate::hub::dataset::card::MAX_CARD;
 use crate::hub::dataset::{self, CARD, Card, DataFiles, FindError, Finding, Layout, Repository};
-use crate::location::{Location, Locations, Place};
+use crate::location::{Glob, Location, Locations, Place};
 use crate::stage::{Context, StageError};
 use crate::stages::place;
 
@@ -38,13 +39,13 @@ pub struct Parts {
 }
 
 /// The files of splits that the manifest names.
-pub fn named(files: &BTreeMap<String, Locations>) -> Result<Parts, StageError> {
+pub fn named(files: &BTreeMap<String, Locations>, cancel: &Cancel) -> Result<Parts, StageError> {
     let mut parts = Vec::new();
     for (split, places) in files {
         let mut part = Part { split: split.clone(), paths: Vec::new(), folders: Vec::new() };
         for place in &places.0 {
             match saved_at(place)?.as_slice() {
-                [] => part.paths.extend(all_at(place)?),
+                [] => part.paths.extend(all_at(place, cancel)?),
                 [one] => {
                     part.paths.extend_from_slice(&one.shards);
                     part.folders.push(one.folder.clone());
@@ -76,7 +77,7 @@ pub fn at(path: &Location, config: Option<&str>, context: &Context<'_>) -> Resul
         note_unused(path, context);
     }
     match place {
-        Place::Glob(pattern) => matched(&pattern, context),
+        Place::Glob(glob) => matched(&glob, context),
         _ => Ok(lone_split(vec![place::local(path, "dataset")?])),
     }
 }
@@ -119,7 +120,7 @@ pub fn fetched(
         true => formats::beside(snapshot, Some(&found.config))?,
         false => BTreeMap::new(),
     };
-    Ok(parts(found, snapshot, beside, context))
+    Ok(parts(found, &|path| snapshot.join(path), beside, context))
 }
 
 /// The files in a folder: what `save_to_disk` wrote, else as of a repository. Without configurations in a card, files
@@ -149,22 +150,20 @@ fn in_folder(
         let parts = saved.into_iter().map(part).collect();
         return Ok(Parts { parts, features: BTreeMap::new() });
     }
-    let mut paths = Vec::new();
-    walk(folder, "", &mut paths)?;
+    let mut paths = walk(folder, context.cancel)?;
     if !by_card {
         keep_data(&mut paths);
     }
+    let paths = texts(&paths);
     let config = asked.filter(|_| by_card);
     match dataset::find(&Repository { name: None, paths: &paths, card: &card }, config).map_err(refused)? {
         Finding::Here(found) => {
             let mut beside = formats::beside(folder, asked)?;
             beside.extend(card.features(asked.unwrap_or("default")));
-            Ok(parts(found, folder, beside, context))
+            Ok(parts(found, &|path| of_text(path, folder), beside, context))
         }
         Finding::Elsewhere { .. } if paths.is_empty() => Err(unreadable(folder)),
-        Finding::Elsewhere { why } => {
-            Err(StageError::failed(format!("dataset: {}: {why}", folder.display())))
-        }
+        Finding::Elsewhere { why } => Err(StageError::failed(format!("dataset: {}: {why}", shown(folder)))),
     }
 }
 
@@ -176,10 +175,19 @@ fn refused(error: FindError) -> StageError {
     }
 }
 
+/// Names below a folder as text, from which [`of_text`] finds the files again whatever bytes are in them.
+fn texts(paths: &[RelPath]) -> Vec<String> {
+    paths.iter().map(RelPath::to_string).collect()
+}
+
+fn of_text(path: &str, folder: &Path) -> PathBuf {
+    RelPath::parse(path).map_or_else(|| folder.join(path), |path| path.under(folder))
+}
+
 /// Files by their paths below a folder, with what the card and the files beside say of the columns.
 fn parts(
     found: DataFiles,
-    folder: &Path,
+    place: &dyn Fn(&str) -> PathBuf,
     mut features: BTreeMap<String, Feature>,
     context: &Context<'_>,
 ) -> Parts {
@@ -189,7 +197,7 @@ fn parts(
     features.extend(found.features);
     let part = |files: SplitFiles| Part {
         split: files.split,
-        paths: files.paths.iter().map(|path| folder.join(path)).collect(),
+        paths: files.paths.iter().map(|path| place(path)).collect(),
         folders: Vec::new(),
     };
     Parts { parts: found.splits.into_iter().map(part).collect(), features }
@@ -197,13 +205,13 @@ fn parts(
 
 fn card_of(folder: &Path) -> Result<Card, StageError> {
     let path = folder.join(CARD);
-    let size = fs::metadata(&path).map_err(|e| StageError::io(&path, &e))?.len();
+    let size = std::fs::metadata(&path).map_err(|e| StageError::io(&path, &e))?.len();
     if size > MAX_CARD as u64 {
         return Err(refused(FindError::Card(format!(
             "the file has {size} bytes; at most {MAX_CARD} are read"
         ))));
     }
-    let bytes = fs::read(&path).map_err(|e| StageError::io(&path, &e))?;
+    let bytes = std::fs::read(&path).map_err(|e| StageError::io(&path, &e))?;
     Card::parse(&String::from_utf8_lossy(&bytes)).map_err(refused)
 }
 
@@ -216,31 +224,30 @@ fn saved_at(location: &Location) -> Result<Vec<Saved>, StageError> {
 }
 
 /// Every file that a place stands for, whatever its name says of splits.
-fn all_at(location: &Location) -> Result<Vec<PathBuf>, StageError> {
-    if let Place::Glob(pattern) = location.resolve() {
-        return matching(&pattern);
+fn all_at(location: &Location, cancel: &Cancel) -> Result<Vec<PathBuf>, StageError> {
+    if let Place::Glob(glob) = location.resolve() {
+        return Ok(matching(&glob, cancel)?.iter().map(|file| file.under(&glob.root)).collect());
     }
     let path = place::local(location, "dataset")?;
     if !path.is_dir() {
         return Ok(vec![path]);
     }
-    let mut paths = Vec::new();
-    walk(&path, "", &mut paths)?;
+    let mut paths = walk(&path, cancel)?;
     keep_data(&mut paths);
     if paths.is_empty() {
         return Err(unreadable(&path));
     }
-    paths.sort_unstable();
-    Ok(paths.iter().map(|within| path.join(within)).collect())
+    Ok(paths.iter().map(|within| within.under(&path)).collect())
 }
 
 /// Keeps the files that can be read and hold rows. Beside data, a .txt file is a note or a licence.
-fn keep_data(paths: &mut Vec<String>) {
-    let name = |path: &String| path.rsplit('/').next().unwrap_or_default().to_owned();
-    let is_text = |path: &String| formats::is_text(Path::new(path));
-    paths.retain(|path| {
-        formats::is_known(Path::new(path)) && !formats::INFO_FILES.contains(&name(path).as_str())
-    });
+fn keep_data(paths: &mut Vec<RelPath>) {
+    let describes = |path: &RelPath| {
+        let name = path.as_path().file_name().unwrap_or_default();
+        formats::INFO_FILES.iter().any(|info| name == *info)
+    };
+    let is_text = |path: &RelPath| formats::is_text(path.as_path());
+    paths.retain(|path| formats::is_known(path.as_path()) && !describes(path));
     if !paths.iter().all(is_text) {
         paths.retain(|path| !is_text(path));
     }
@@ -248,65 +255,51 @@ fn keep_data(paths: &mut Vec<String>) {
 
 fn unreadable(folder: &Path) -> StageError {
     StageError::with_help(
-        format!("dataset: no file in {} can be read", folder.display()),
+        format!("dataset: no file in {} can be read", shown(folder)),
         format!("files are taken by their ending: {}", formats::ENDINGS.join(", ")),
     )
 }
 
 /// The files that a pattern matches, by what their names say of splits.
-fn matched(pattern: &str, context: &Context<'_>) -> Result<Parts, StageError> {
-    let files = matching(pattern)?;
-    // Only the part with `*`, `?` or `[` and what follows tells files apart.
-    let fixed = pattern.split(['*', '?', '[']).next().unwrap_or_default();
-    let root = fixed.rfind('/').map_or(PathBuf::new(), |end| PathBuf::from(&fixed[..end]));
-    let within = |path: &PathBuf| path.strip_prefix(&root).unwrap_or(path).to_string_lossy().into_owned();
-    let paths: Vec<String> = files.iter().map(within).collect();
+fn matched(glob: &Glob, context: &Context<'_>) -> Result<Parts, StageError> {
+    let files = matching(glob, context.cancel)?;
+    // What is fixed of the pattern doesn't tell files apart.
+    let paths = texts(&files);
     let repository = Repository { name: None, paths: &paths, card: &Card::default() };
     Ok(match dataset::find(&repository, None).map_err(refused)? {
-        Finding::Here(found) => parts(found, &root, BTreeMap::new(), context),
+        Finding::Here(found) => parts(found, &|path| of_text(path, &glob.root), BTreeMap::new(), context),
         // Whoever reads them says what is wrong with each.
-        Finding::Elsewhere { .. } => lone_split(files),
+        Finding::Elsewhere { .. } => lone_split(files.iter().map(|file| file.under(&glob.root)).collect()),
     })
 }
 
-fn matching(pattern: &str) -> Result<Vec<PathBuf>, StageError> {
-    let wrong = |e: &dyn std::fmt::Display| StageError::failed(format!("dataset: {pattern}: {e}"));
-    let mut paths = Vec::new();
-    for path in glob::glob(pattern).map_err(|e| wrong(&e))? {
-        let path = path.map_err(|e| wrong(&e))?;
-        if path.is_file() {
-            paths.push(path);
-        }
+fn matching(glob: &Glob, cancel: &Cancel) -> Result<Vec<RelPath>, StageError> {
+    let files = glob.files(cancel).map_err(not_found)?;
+    match files.is_empty() {
+        true => Err(StageError::failed(format!("dataset: no file matches {glob}"))),
+        false => Ok(files),
     }
-    if paths.is_empty() {
-        return Err(StageError::failed(format!("dataset: no file matches {pattern}")));
-    }
-    paths.sort();
-    Ok(paths)
 }
 
-/// Every file below a folder by its path there, `within` being where the walk is; hidden ones are none.
-fn walk(folder: &Path, within: &str, found: &mut Vec<String>) -> Result<(), StageError> {
-    let io = |e: &std::io::Error| StageError::io(folder, e);
-    for entry in fs::read_dir(folder).map_err(|e| io(&e))? {
-        let path = entry.map_err(|e| io(&e))?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with('.') {
-            continue;
-        }
-        if path.is_dir() {
-            walk(&path, &format!("{within}{name}/"), found)?;
-        } else {
-            found.push(format!("{within}{name}"));
-        }
+/// Every file below a folder, as the key has them; hidden ones are none.
+fn walk(folder: &Path, cancel: &Cancel) -> Result<Vec<RelPath>, StageError> {
+    files::visible(folder, cancel, &|_| true).map_err(not_found)
+}
+
+/// An error of looking for files, which names the place itself.
+fn not_found(error: std::io::Error) -> StageError {
+    match Interrupted::is(&error) {
+        true => StageError::Interrupted,
+        false => StageError::failed(format!("dataset: {error}")),
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::stage::{Cancel, Saying};
+    use crate::stage::Saying;
     use crate::stages::testing::{Refusal, fault, with_context};
 
     /// A snapshot as `huggingface_hub` lays it out: links to blobs.

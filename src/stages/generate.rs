@@ -419,7 +419,8 @@ impl Generate {
         let (Some(artifact), Some(column)) = (context.inputs.get("dataset"), &self.column) else {
             return Ok(self.prompts.clone());
         };
-        let dataset = Dataset::load(&artifact.path)?;
+        let folder = artifact.path.clone();
+        let dataset = context.cancel.or_abandon(move || Dataset::load(&folder))??;
         let split = dataset.split(&self.split)?;
         (0..split.rows())
             .map(|row| {

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::dataset::{DatasetError, DatasetWriter, Feature, SplitWriter, check_split_name};
+use crate::files::shown;
 use crate::formats::stack::{below, spelled};
 use crate::formats::{self, FormatError, lines};
 use crate::hub::dataset::Layout;
@@ -134,7 +135,7 @@ tweets:
         }
         features.extend(beside);
 
-        let mut writer = DatasetWriter::create(context.out);
+        let mut writer = DatasetWriter::create(context.out, context.cancel);
         match &selection {
             None => {
                 for (split, rows) in &read {
@@ -164,7 +165,7 @@ impl LoadDataset {
 
     /// The files of each split, splits in their order.
     fn find_files(&self, context: &Context<'_>) -> Result<Parts, StageError> {
-        let Some(path) = &self.path else { return data_files::named(&self.files) };
+        let Some(path) = &self.path else { return data_files::named(&self.files, context.cancel) };
         if self.revision.is_some() && !matches!(path.resolve(), Place::Hub(_)) {
             context.note(format!("`revision` is for datasets on the Hub; {path} is local"));
         }
@@ -196,10 +197,10 @@ impl Rows {
             let mut rows = 0;
             for path in &part.paths {
                 context.go_on()?;
-                rows += lines::count(path)?;
+                rows += lines::count(path, context.cancel)?;
             }
             return match (part.paths.as_slice(), rows) {
-                ([one], 0) => Err(StageError::failed(format!("{}: the file is empty", one.display()))),
+                ([one], 0) => Err(StageError::failed(format!("{}: the file is empty", shown(one)))),
                 (_, 0) => {
                     Err(StageError::failed(format!("every text file of split `{}` is empty", part.split)))
                 }
@@ -236,12 +237,14 @@ impl Rows {
         context: &Context<'_>,
     ) -> Result<(), StageError> {
         let (paths, all) = match self {
-            Self::Read(frame) => return Ok(into.write(&frame.slice(range.start as i64, range.len()))?),
+            Self::Read(frame) => {
+                return Ok(into.write(&frame.slice(range.start as i64, range.len()))?);
+            }
             Self::Lines { paths, rows } => (paths, *rows),
         };
         let mut read = 0;
         for path in paths {
-            for piece in lines::Lines::open(path)? {
+            for piece in lines::Lines::open(path, context.cancel)? {
                 context.go_on()?;
                 let piece = piece?;
                 let (from, to) = (range.start.max(read), range.end.min(read + piece.height()));
@@ -291,7 +294,10 @@ fn write(
 
 impl From<FormatError> for StageError {
     fn from(error: FormatError) -> Self {
-        Self::failed(error.to_string())
+        match error {
+            FormatError::Interrupted(interrupted) => interrupted.into(),
+            other => Self::failed(other.to_string()),
+        }
     }
 }
 
@@ -305,13 +311,13 @@ fn read_all(
     for (done, path) in paths.iter().enumerate() {
         context.go_on()?;
         context.progress(done as u64, paths.len() as u64, "files", "");
-        let table = formats::read(path).map_err(|e| with_others(e, path, paths))?;
+        let table = formats::read(path, context.cancel).map_err(|e| with_others(e, path, paths, context))?;
         features.extend(table.features);
         whole = Some(match whole {
             None => (table.frame, path),
             Some((above, first)) => {
                 let frame = below(above, table.frame).map_err(|reason| {
-                    StageError::failed(format!("{}: {reason} {}", path.display(), first.display()))
+                    StageError::failed(format!("{}: {reason} {}", shown(path), shown(first)))
                 })?;
                 (frame, first)
             }
@@ -324,14 +330,24 @@ fn read_all(
 }
 
 /// The failure to read a shard of several, with what of the others can be read.
-fn with_others(error: FormatError, broken: &Path, paths: &[PathBuf]) -> StageError {
+fn with_others(error: FormatError, broken: &Path, paths: &[PathBuf], context: &Context<'_>) -> StageError {
     let others: Vec<&PathBuf> = paths.iter().filter(|path| *path != broken).collect();
-    if others.is_empty() || paths.iter().any(|path| path.extension().is_none_or(|ending| ending != "arrow")) {
+    let interrupted = matches!(error, FormatError::Interrupted(_));
+    if interrupted
+        || others.is_empty()
+        || paths.iter().any(|path| path.extension().is_none_or(|ending| ending != "arrow"))
+    {
         return error.into();
     }
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let also: Vec<String> =
-        others.iter().filter(|path| formats::read(path).is_err()).map(|path| name(path)).collect();
+    let also: Vec<String> = others
+        .iter()
+        .filter(|path| formats::read(path, context.cancel).is_err())
+        .map(|path| name(path))
+        .collect();
+    if context.cancel.is_set() {
+        return StageError::Interrupted;
+    }
     let others = match (also.is_empty(), others.len()) {
         (true, 1) => "the other shard can be read".to_owned(),
         (true, many) => format!("the other {many} shards can be read"),

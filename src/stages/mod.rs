@@ -60,7 +60,10 @@ pub fn find(name: &str) -> Option<&'static Kind> {
 
 impl From<DatasetError> for StageError {
     fn from(error: DatasetError) -> Self {
-        Self::failed(error.to_string())
+        match error {
+            DatasetError::Interrupted(interrupted) => interrupted.into(),
+            other => Self::failed(other.to_string()),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use crate::files::shown;
 use crate::hub::{HubError, Pin, Reads, RepoName};
 use crate::location::{Location, Place};
 use crate::stage::{Context, StageError};
@@ -17,10 +18,10 @@ pub fn local(location: &Location, what: &str) -> Result<PathBuf, StageError> {
             location.advice(),
         )),
         Place::Missing(path) => {
-            Err(StageError::with_help(format!("{what}: nothing is at {}", path.display()), location.advice()))
+            Err(StageError::with_help(format!("{what}: nothing is at {}", shown(&path)), location.advice()))
         }
-        Place::Glob(pattern) => Err(StageError::with_help(
-            format!("{what}: {pattern} is a pattern, and one file or folder is needed"),
+        Place::Glob(glob) => Err(StageError::with_help(
+            format!("{what}: {glob} is a pattern, and one file or folder is needed"),
             "write the path without `*`, `?` and `[`",
         )),
     }

@@ -38,6 +38,7 @@ impl From<SourceError> for StageError {
     fn from(error: SourceError) -> Self {
         match error {
             SourceError::Hub(error) => error.into(),
+            SourceError::Interrupted(interrupted) => interrupted.into(),
             other => Self::Failed { help: other.help(), message: other.to_string() },
         }
     }

@@ -1,12 +1,13 @@
 //! `relabel`: class ids into names, and values into other values.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use polars::prelude::{AnyValue, Column, NamedFrom, Series};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::dataset::{Dataset, Split, text_of};
+use crate::artifact::dataset::{Dataset, DatasetWriter, Split, text_of};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Stage, StageError};
 
 /// Turns a column of class ids, or of values, into text.
@@ -66,11 +67,19 @@ labelled:
     }
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
-        let mut dataset = Dataset::load(&context.input("dataset")?.path)?;
+        let (this, folder) = (self.clone(), context.input("dataset")?.path.clone());
+        let dataset = context.cancel.or_abandon(move || this.relabelled(&folder))??;
+        Ok(dataset.write(DatasetWriter::create(context.out, context.cancel))?)
+    }
+}
+
+impl Relabel {
+    /// The dataset in this folder with the new column.
+    fn relabelled(&self, folder: &Path) -> Result<Dataset, StageError> {
+        let mut dataset = Dataset::load(folder)?;
         let into = self.into.as_deref().unwrap_or(&self.column);
         let names = self.class_names(&dataset);
         for split in &mut dataset.splits {
-            context.go_on()?;
             if into != self.column && split.frame.column(into).is_ok() {
                 return Err(StageError::with_help(
                     format!("column `{into}` is in split `{}` already", split.name),
@@ -82,7 +91,7 @@ labelled:
             split.frame.with_column(column).map_err(|e| StageError::failed(e.to_string()))?;
         }
         dataset.features.remove(into);
-        Ok(dataset.save(context.out)?)
+        Ok(dataset)
     }
 }
 

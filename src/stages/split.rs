@@ -5,12 +5,13 @@
 //! on every machine and in every version.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use polars::prelude::{IdxCa, IdxSize, NamedFrom};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::dataset::{Dataset, Split};
+use crate::artifact::dataset::{Dataset, DatasetWriter, Split};
 use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Stage, StageError};
 
 /// Divides a split into `train` and `test`.
@@ -97,7 +98,23 @@ halves:
     }
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
-        let mut dataset = Dataset::load(&context.input("dataset")?.path)?;
+        let (this, folder) = (self.clone(), context.input("dataset")?.path.clone());
+        let dataset = context.cancel.or_abandon(move || this.parts(&folder))??;
+        for part in ["train", "test"] {
+            context.metric(format!("rows.{part}"), dataset.split(part)?.rows() as f64);
+        }
+        Ok(dataset.write(DatasetWriter::create(context.out, context.cancel))?)
+    }
+}
+
+fn is_size(size: f64) -> bool {
+    (size > 0.0 && size < 1.0) || (size >= 1.0 && size.fract() == 0.0 && size.is_finite())
+}
+
+impl SplitRows {
+    /// The dataset in this folder, divided.
+    fn parts(&self, folder: &Path) -> Result<Dataset, StageError> {
+        let mut dataset = Dataset::load(folder)?;
         let of = self.divided(&dataset)?;
         for name in ["train", "test"] {
             if name != of && dataset.split(name).is_ok() {
@@ -121,7 +138,6 @@ halves:
         };
         let mut parts = Vec::new();
         for (name, rows) in [("train", train), ("test", test)] {
-            context.metric(format!("rows.{name}"), rows.len() as f64);
             let rows: Vec<IdxSize> = rows.into_iter().map(|row| row as IdxSize).collect();
             let frame = whole
                 .frame
@@ -131,15 +147,9 @@ halves:
         }
         parts.extend(dataset.splits.into_iter().filter(|s| s.name != of));
         dataset.splits = parts;
-        Ok(dataset.save(context.out)?)
+        Ok(dataset)
     }
-}
 
-fn is_size(size: f64) -> bool {
-    (size > 0.0 && size < 1.0) || (size >= 1.0 && size.fract() == 0.0 && size.is_finite())
-}
-
-impl SplitRows {
     /// The name of the split to divide.
     fn divided(&self, dataset: &Dataset) -> Result<String, StageError> {
         match (&self.of, dataset.splits.as_slice()) {

@@ -10,7 +10,7 @@ use crate::artifact::dataset::{Batch, Batches, Stored};
 use crate::artifact::tokens::{About, Form, IGNORED, MadeBy, PadTo, Padding, Row, TokensWriter};
 use crate::hub::{Reads, Want};
 use crate::location::{Location, Place};
-use crate::stage::{ArtifactKind, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
+use crate::stage::{ArtifactKind, Content, Context, Fault, Lane, Output, Port, Source, Stage, StageError};
 use crate::stages::chat::Chat;
 use crate::stages::place;
 use crate::stages::template::Wording;
@@ -140,13 +140,10 @@ impl Stage for Tokenize {
         if let Place::Local(path) = tokenizer.resolve()
             && path.is_dir()
         {
-            let text = tokenizer.text().trim_end_matches('/');
-            let files: Vec<Source> = Tokenizer::files(&path)
-                .map(|name| Location::new(format!("{text}/{name}"), tokenizer.base()))
-                .map(|location| Source::files("tokenizer", location))
-                .collect();
+            let files: Vec<String> = Tokenizer::files(&path).map(str::to_owned).collect();
             if !files.is_empty() {
-                return files;
+                let content = Content::Named(files);
+                return vec![Source { role: "tokenizer".into(), location: tokenizer.clone(), content }];
             }
         }
         vec![Source::repository("tokenizer", tokenizer.clone(), self.reads())]
@@ -211,7 +208,7 @@ impl Stage for Tokenize {
         let (name, path) = self.tokenizer_at(context)?;
         let tokenizer = Tokenizer::open(&path)?;
         let job = self.job(&tokenizer)?;
-        let dataset = Stored::open(&context.input("dataset")?.path)?;
+        let dataset = Stored::open(&context.input("dataset")?.path, context.cancel)?;
         let splits = dataset.split_names();
         if splits.is_empty() {
             return Err(StageError::failed("the dataset has no splits"));
@@ -832,8 +829,8 @@ mod tests {
         std::fs::write(bench.path("tokenizer").join("model.safetensors"), "weights").unwrap();
         let mut stage: Tokenize = serde_json::from_str(r#"{"text": "{text}"}"#).unwrap();
         stage.tokenizer = Some(Location::new("tokenizer", bench.dir.path()));
-        let texts: Vec<String> = stage.sources().iter().map(|s| s.location.text().to_owned()).collect();
-        assert_eq!(texts, ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]);
+        let names = ["tokenizer.json", "tokenizer_config.json"].map(String::from).to_vec();
+        assert_eq!(stage.sources()[0].content, Content::Named(names));
         stage.tokenizer = Some(Location::new("owner/name", "/nowhere"));
         assert_eq!(stage.sources()[0].location.text(), "owner/name");
     }

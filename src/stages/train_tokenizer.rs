@@ -134,25 +134,28 @@ impl Stage for TrainTokenizer {
     }
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
-        let dataset = Stored::open(&context.input("dataset")?.path)?;
+        let dataset = Stored::open(&context.input("dataset")?.path, context.cancel)?;
         let batches = dataset.batches(&self.split)?;
         self.text.fits(&batches.header()?)?;
         let total = batches.rows();
         if total == 0 {
             return Err(StageError::failed(format!("split `{}` has no rows to learn from", self.split)));
         }
-        let mut failure = None;
-        let texts = batches
-            .map_while(|batch| {
-                let texts =
-                    batch.map_err(StageError::from).and_then(|batch| self.texts(context, &batch, total));
-                texts.map_err(|error| failure = Some(error)).ok()
-            })
-            .flatten();
-        let tokenizer = self.train(texts);
-        if let Some(error) = failure {
-            return Err(error);
-        }
+        // Training can't be stopped, so it is left alone if it has to be: its texts come to it over here.
+        let (sender, texts) = std::sync::mpsc::sync_channel::<Vec<String>>(1);
+        let this = self.clone();
+        let tokenizer = std::thread::scope(|scope| {
+            let trained =
+                scope.spawn(|| context.cancel.or_abandon(move || this.train(texts.into_iter().flatten())));
+            for batch in batches {
+                // Whoever takes no more of them has failed, and says why.
+                if sender.send(self.texts(context, &batch?, total)?).is_err() {
+                    break;
+                }
+            }
+            drop(sender);
+            Ok::<_, StageError>(trained.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
+        })?;
         let tokenizer =
             tokenizer.map_err(|e| StageError::failed(format!("the tokenizer can't be trained: {e}")))?;
         context.go_on()?;

@@ -169,8 +169,8 @@ answers:
     }
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
-        let stored = Stored::open(&context.input("dataset")?.path)?;
-        let mut writer = DatasetWriter::create(context.out);
+        let stored = Stored::open(&context.input("dataset")?.path, context.cancel)?;
+        let mut writer = DatasetWriter::create(context.out, context.cancel);
         let mut features = stored.features.clone();
         for name in stored.split_names() {
             let batches = stored.batches(&name)?;
@@ -664,7 +664,7 @@ mod tests {
             r#"{"id": 3, "q": "", "answers": null, "score": 4}"#,
         ];
         std::fs::write(&path, rows.join("\n")).unwrap();
-        let frame = formats::read(&path).unwrap().frame;
+        let frame = formats::read(&path, &Default::default()).unwrap().frame;
         let names = Feature { class_names: Some(vec!["no".into(), "yes".into()]) };
         let features = [("score".into(), names.clone()), ("id".into(), names)].into();
         Dataset { splits: vec![Split { name: "train".into(), frame }], features }

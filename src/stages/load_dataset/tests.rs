@@ -309,7 +309,7 @@ fn saved(name: &str) -> String {
 
 /// A split of a saved folder holds the rows of a jsonl file, however their types were written.
 fn holds(split: &Split, name: &str) {
-    let want = formats::read(Path::new(&saved(name))).unwrap().frame;
+    let want = formats::read(Path::new(&saved(name)), &Cancel::default()).unwrap().frame;
     let columns = want.columns().iter().map(|want| {
         let column = split.column(want.name()).unwrap();
         column.cast(want.dtype()).unwrap()
@@ -442,7 +442,7 @@ fn no_broken_byte_of_a_shard_is_fatal() {
             let mut bytes = whole.clone();
             bytes[at] = value;
             fs::write(&broken, bytes).unwrap();
-            let _ = formats::read(&broken);
+            let _ = formats::read(&broken, &Cancel::default());
         }
     }
 }
