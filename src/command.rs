@@ -19,6 +19,7 @@ use crate::hub::{self, Hub, LockRule};
 use crate::job::Shared;
 use crate::manifest::{self, Manifest};
 use crate::plan::{self, Plan};
+use crate::remembered::Remembered;
 use crate::removal;
 use crate::report;
 use crate::report::graph::Format;
@@ -207,9 +208,10 @@ fn sources(home: &Home, args: &Planning) -> Result<Sources, Refusal> {
         (_, true) => LockRule::Locked,
         _ => LockRule::Follow,
     };
-    let hub = Hub::new(settings, rule, &args.file);
+    let remembered = Arc::new(Remembered::open(home.sources()));
+    let hub = Hub::new(settings, rule, &args.file, remembered.clone());
     let hub = hub.map_err(|e| Refusal { message: e.to_string(), help: e.help(), exit: Exit::Wrong })?;
-    Ok(Sources::open(&home.cache(), hub))
+    Ok(Sources::new(remembered, hub))
 }
 
 /// What must never be shown: values of the environment that the manifest reads, and the Hub's token.
@@ -451,8 +453,9 @@ fn cache(home: &Home, command: &CacheCommand) -> Result<Exit, Refusal> {
         CacheCommand::Ls => report::out(&report::cache::list(&cache.entries())),
         CacheCommand::Verify => {
             let damaged = cache.verify(&Cancel::default()).map_err(Refusal::failed)?;
-            report::out(&report::cache::verified(&damaged));
-            if !damaged.is_empty() {
+            let records = home.set_damaged_records_aside().map_err(Refusal::failed)?;
+            report::out(&report::cache::verified(&damaged, &records));
+            if !damaged.is_empty() || !records.is_empty() {
                 return Ok(Exit::Failed);
             }
         }
@@ -469,8 +472,8 @@ fn cache(home: &Home, command: &CacheCommand) -> Result<Exit, Refusal> {
                 age: age.as_deref().map(parse_age).transpose()?,
                 grace: parse_age(grace)?,
             };
-            let collected =
-                cache.gc(&limit, &BTreeSet::new(), &Cancel::default()).map_err(Refusal::failed)?;
+            let in_use = home.keys_in_use();
+            let collected = cache.gc(&limit, &in_use, &Cancel::default()).map_err(Refusal::failed)?;
             report::out(&report::cache::collected(&collected));
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Knows where things stand and how to read them back; does not run anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::clock;
 use crate::event::{Event, Listen, RunRecord, Status};
 use crate::files::{named, write_atomically};
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Fingerprint, Key};
 use crate::sealed::{self, SealError};
 use crate::secrets::Secrets;
 
@@ -68,6 +68,11 @@ impl Home {
     /// Where results are kept by key.
     pub fn cache(&self) -> PathBuf {
         self.0.join("cache")
+    }
+
+    /// The file with what is remembered of files outside of the pipelines.
+    pub fn sources(&self) -> PathBuf {
+        self.cache().join("sources.json")
     }
 
     fn runs(&self) -> PathBuf {
@@ -171,6 +176,24 @@ impl Home {
             other => Some((folder.join(RECORD), other.to_string())),
         });
         wrong.collect()
+    }
+
+    /// The keys of the results that runs use which are going on.
+    pub fn keys_in_use(&self) -> BTreeSet<Key> {
+        let going = self.all().filter(|found| found.going);
+        going.flat_map(|found| found.record.stages).filter_map(|stage| stage.key).collect()
+    }
+
+    /// Puts records that can't be used out of the way, beside where they were; each with what is wrong with it.
+    ///
+    /// # Errors
+    /// What the disk says; the error names the file.
+    pub fn set_damaged_records_aside(&self) -> io::Result<Vec<(PathBuf, String)>> {
+        let damaged = self.damaged_records();
+        for (path, _) in &damaged {
+            fs::rename(path, path.with_extension("json.damaged")).map_err(named(path))?;
+        }
+        Ok(damaged)
     }
 
     /// The fingerprints with which the stages of a pipeline last had a result.

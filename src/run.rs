@@ -19,6 +19,9 @@ use crate::plan::Plan;
 use crate::scheduler::{OnFailure, Outcome, Scheduler, State};
 use crate::stage::Lane;
 
+/// How often the record of a run that goes on is written, at most.
+const RECORD_EVERY: Duration = Duration::from_secs(1);
+
 /// Which stages must not be taken from the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Force {
@@ -125,6 +128,7 @@ pub fn run(
     }
 
     let mut results: BTreeMap<usize, Entry> = BTreeMap::new();
+    let mut recorded = Instant::now();
     let mut stopped = false;
     loop {
         for at in table.start() {
@@ -154,6 +158,12 @@ pub fn run(
                 results.extend(entry.map(|entry| (index, entry)));
                 shared.listen.on(&Event::StageFinished(record.stages[index].clone()));
                 table.finish(place[&index], outcome);
+                if recorded.elapsed() >= RECORD_EVERY {
+                    // So that others see how far the run is and what it uses. The record at its end counts: only a
+                    // fault there is one of the run.
+                    let _ = folder.write(&record);
+                    recorded = Instant::now();
+                }
             }
             Ok(Message::Stop) if !stopped => {
                 stopped = true;
@@ -259,6 +269,7 @@ mod tests {
     use crate::history::Home;
     use crate::lane::Job;
     use crate::manifest::{self, Overrides};
+    use crate::remembered::Remembered;
     use crate::secrets::Secrets;
     use crate::sources::Sources;
     use crate::stage::{ArtifactKind, Cancel, Context, Kind, Output, Port, Stage, StageError};
@@ -351,7 +362,7 @@ mod tests {
         let run_folder = RunFolder::create(&home, "p", Secrets::default()).unwrap();
         let shared = Arc::new(Shared {
             cache: Cache::new(&home.cache()),
-            sources: Sources::open(&home.cache(), crate::hub::Hub::nowhere()),
+            sources: Sources::new(Arc::new(Remembered::open(home.sources())), crate::hub::Hub::nowhere()),
             device: Device::Cpu,
             cancel: Cancel::default(),
             listen: Arc::new(Deaf),

@@ -1,75 +1,22 @@
 //! The content of files and folders outside the pipeline, as digests for the keys.
 //!
-//! What a file's digest is gets remembered beside what tells that it was touched, so that a large model is not read
-//! again on every run. Paths are no part of a key: content, names within a folder, and the ending of a lone file are.
+//! Paths are no part of a key: content, names within a folder, and the ending of a lone file are.
 //! Does not know what the files mean.
 
-use std::collections::BTreeMap;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 use crate::artifact::adapter;
 use crate::cancel::Interrupted;
-use crate::files::{self, RelPath, named, write_atomically};
+use crate::files::{self, RelPath, named};
 use crate::fingerprint::Digest;
 use crate::formats;
 use crate::hub::{Hub, HubError, Reads, RepoName, Want};
 use crate::location::{Location, Place};
-use crate::sealed;
+use crate::remembered::{Remembered, Stamp};
 use crate::stage::{Cancel, Content, Source};
-
-/// What tells that a file was touched. A program can set the time of modification back, that of change it can't.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: Time,
-    changed: Time,
-}
-
-/// Seconds and nanoseconds since 1970.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Time(i64, i64);
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self::from(&fs::metadata(path)?))
-    }
-
-    /// Whether the clock has moved on since the file was touched: within the clock's grain its content could change
-    /// once more and its times would not.
-    fn is_settled(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        [self.modified, self.changed].into_iter().all(|Time(seconds, nanoseconds)| {
-            // Some file systems count whole seconds only, or every second one.
-            let grain = if nanoseconds == 0 { 2.0 } else { GRAIN.as_secs_f64() };
-            (now - (seconds as f64 + nanoseconds as f64 * 1e-9)).abs() > grain
-        })
-    }
-}
-
-impl From<&Metadata> for Stamp {
-    fn from(m: &Metadata) -> Self {
-        Self {
-            device: m.dev(),
-            inode: m.ino(),
-            size: m.len(),
-            modified: Time(m.mtime(), m.mtime_nsec()),
-            changed: Time(m.ctime(), m.ctime_nsec()),
-        }
-    }
-}
-
-/// The clock behind files' times moves on at least this often.
-const GRAIN: Duration = Duration::from_millis(50);
 
 /// The identity of one outside source at the time it was looked at.
 #[derive(Clone, Debug)]
@@ -198,54 +145,13 @@ impl SourceError {
 pub struct Sources {
     /// Where names on the Hub are looked up.
     pub hub: Hub,
-    file: PathBuf,
-    memory: Mutex<Memory>,
-}
-
-#[derive(Default)]
-struct Memory {
-    known: BTreeMap<Digest, Known>,
-    grown: bool,
-}
-
-/// A file whose digest is known.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-struct Known {
-    stamp: Stamp,
-    digest: Digest,
-    /// The day, counted from 1970, on which this was last of use, give or take [`FRESH`].
-    used: u64,
-}
-
-/// The file with what is remembered. By digests of paths: a path may hold what must not be written down.
-#[derive(Default, Serialize, Deserialize)]
-struct Remembered {
-    files: BTreeMap<Digest, Known>,
-}
-
-impl Remembered {
-    /// What was written; nothing where it is damaged or of another version, which costs no more than reading again.
-    fn read(file: &Path) -> Self {
-        fs::read(file).ok().and_then(|bytes| sealed::from_bytes(&bytes).ok()).unwrap_or_default()
-    }
-}
-
-/// Days after which use is noted again.
-const FRESH: u64 = 30;
-
-/// Days without use after which a file is forgotten.
-const FORGET: u64 = 90;
-
-fn today() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 86_400
+    remembered: Arc<Remembered>,
 }
 
 impl Sources {
-    /// With what earlier runs remembered in this folder.
-    pub fn open(folder: &Path, hub: Hub) -> Self {
-        let file = folder.join("sources.json");
-        let known = Remembered::read(&file).files;
-        Self { hub, file, memory: Mutex::new(Memory { known, grown: false }) }
+    /// With what is remembered of files.
+    pub fn new(remembered: Arc<Remembered>, hub: Hub) -> Self {
+        Self { hub, remembered }
     }
 
     /// The identity of what a source stands for.
@@ -316,50 +222,16 @@ impl Sources {
     }
 
     fn digest(&self, path: &Path, cancel: &Cancel) -> io::Result<(Stamp, Digest)> {
-        let full = Digest::of(path.canonicalize()?.as_os_str().as_bytes());
-        let stamp = Stamp::of(path)?;
-        {
-            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-            let Memory { known, grown } = &mut *memory;
-            if let Some(known) = known.get_mut(&full)
-                && known.stamp == stamp
-            {
-                if known.used + FRESH < today() {
-                    known.used = today();
-                    *grown = true;
-                }
-                return Ok((stamp, known.digest));
-            }
-        }
-        let mut stamp = stamp;
-        if !stamp.is_settled() {
-            // Else what is written a moment later could not be told from what is read here.
-            std::thread::sleep(GRAIN + Duration::from_millis(1));
-            stamp = Stamp::of(path)?;
-        }
-        let settled = stamp.is_settled();
-        let digest = files::digest(path, cancel)?;
-        if settled && Stamp::of(path)? == stamp {
-            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-            memory.known.insert(full, Known { stamp, digest, used: today() });
-            memory.grown = true;
-        }
-        Ok((stamp, digest))
+        Stamp::settle(path)?;
+        self.remembered.digest("blake3", path, || files::digest(path, cancel))
     }
 
-    /// Keeps what was learned for the next run, beside what other processes have learned meanwhile; writes nothing if
-    /// that is nothing.
+    /// Keeps what was learned for the next run.
+    ///
+    /// # Errors
+    /// What the disk says; the error names the file.
     pub fn save(&self) -> io::Result<()> {
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        if !memory.grown {
-            return Ok(());
-        }
-        let mut all = Remembered::read(&self.file);
-        all.files.extend(memory.known.iter().map(|(path, known)| (*path, *known)));
-        all.files.retain(|_, known| known.used + FORGET >= today());
-        write_atomically(&self.file, &sealed::to_bytes(&all)?).map_err(named(&self.file))?;
-        memory.grown = false;
-        Ok(())
+        self.remembered.save()
     }
 }
 
@@ -401,7 +273,7 @@ mod tests {
     use super::*;
 
     fn open(folder: &Path) -> Sources {
-        Sources::open(folder, Hub::nowhere())
+        Sources::new(Arc::new(Remembered::open(folder.join("sources.json"))), Hub::nowhere())
     }
 
     fn pin(sources: &Sources, base: &Path, text: &str) -> String {

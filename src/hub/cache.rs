@@ -14,6 +14,7 @@ use super::api::Repo;
 use super::error::HubError;
 use super::repo::{Commit, FileDigest, RemoteFile};
 use crate::cancel::{Cancel, Interrupted};
+use crate::files;
 
 /// The files of one repository.
 pub(super) struct Folder {
@@ -59,9 +60,15 @@ impl Folder {
         crate::files::write_atomically(&path, commit.as_str().as_bytes()).map_err(at(&path))
     }
 
-    /// Whether the whole file is here, judged by its size: content was compared when it came.
+    /// Whether a file of this name and size is here.
     pub fn has(&self, commit: &Commit, file: &RemoteFile) -> bool {
         fs::metadata(self.snapshot(commit).join(&file.path)).is_ok_and(|m| m.len() == file.size)
+    }
+
+    /// Removes a file whose content is not what its name says, so that it comes anew.
+    pub fn let_go(&self, path: &Path) -> Result<(), HubError> {
+        let blob = path.canonicalize().map_err(at(path))?;
+        fs::remove_file(&blob).map_err(at(&blob))
     }
 
     /// The files of a commit that are here, by what their links say of them.
@@ -99,6 +106,20 @@ pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> HubError {
     move |source| match Interrupted::is(&source) {
         true => HubError::Interrupted,
         false => HubError::Disk { path, source },
+    }
+}
+
+/// The digest of a file on this machine, of the kind that the Hub has of it.
+pub(super) fn digest(path: &Path, file: &RemoteFile, cancel: &Cancel) -> io::Result<FileDigest> {
+    let mut hasher = Hasher::like(&file.digest, file.size);
+    let mut content = files::open(path)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        cancel.check()?;
+        match content.read(&mut buffer)? {
+            0 => return Ok(hasher.finish()),
+            n => hasher.update(&buffer[..n]),
+        }
     }
 }
 

@@ -62,6 +62,14 @@ pub enum HubError {
         /// Of what the Hub says it is.
         expected: String,
     },
+    /// A file that came earlier is not what it was, and nothing may be asked.
+    #[error("{} of {repo} has other content than its digest says, and pipe is offline", path.display())]
+    Damaged {
+        /// Where it is.
+        path: std::path::PathBuf,
+        /// The repository.
+        repo: RepoName,
+    },
     /// `--offline`, and something is not here.
     #[error("{what} is not on this machine, and pipe is offline")]
     Offline {
@@ -182,6 +190,9 @@ impl HubError {
             Self::Offline { .. } => Some(
                 "run once without --offline (and without HF_HUB_OFFLINE) where there is a network; the files stay in the cache".into(),
             ),
+            Self::Damaged { .. } => {
+                Some("run once without --offline (and without HF_HUB_OFFLINE): it comes anew".into())
+            }
             Self::Unusable { help, .. } => Some(help.clone()),
             Self::NotLocked { .. } => Some("run once without --locked and keep the lock under version control".into()),
             Self::Lock(_) => Some("restore it from version control, or delete it and run again".into()),

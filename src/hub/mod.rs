@@ -17,7 +17,7 @@ pub mod settings;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::runtime::Runtime;
 
@@ -27,6 +27,9 @@ pub use lock::{Lock, Pin};
 pub use repo::{Commit, FileDigest, RemoteFile, RepoKind, RepoName};
 pub use settings::{Network, Settings, Token};
 
+use crate::cancel::Interrupted;
+use crate::fingerprint::Digest;
+use crate::remembered::Remembered;
 use crate::secrets::Secrets;
 use crate::size::bytes;
 use crate::stage::Cancel;
@@ -102,6 +105,7 @@ pub struct Hub {
     settings: Settings,
     rule: LockRule,
     file: PathBuf,
+    remembered: Arc<Remembered>,
     state: Mutex<State>,
     online: OnceLock<Result<(Runtime, Api), String>>,
 }
@@ -114,11 +118,16 @@ struct State {
 }
 
 impl Hub {
-    /// With the lock beside this manifest.
-    pub fn new(settings: Settings, rule: LockRule, manifest: &Path) -> Result<Self, HubError> {
+    /// With the lock beside this manifest, and what is remembered of files that are here.
+    pub fn new(
+        settings: Settings,
+        rule: LockRule,
+        manifest: &Path,
+        remembered: Arc<Remembered>,
+    ) -> Result<Self, HubError> {
         let file = lock::beside(manifest);
         let state = State { lock: Lock::read(&file)?, renewed: BTreeSet::new(), news: Vec::new() };
-        Ok(Self { settings, rule, file, state: Mutex::new(state), online: OnceLock::new() })
+        Ok(Self { settings, rule, file, remembered, state: Mutex::new(state), online: OnceLock::new() })
     }
 
     /// Without a network, a cache and a manifest.
@@ -135,6 +144,7 @@ impl Hub {
             settings,
             rule: LockRule::Follow,
             file: "/nowhere/p.lock".into(),
+            remembered: Arc::new(Remembered::open("/nowhere/sources.json".into())),
             state: Mutex::new(State { lock: Lock::default(), renewed: BTreeSet::new(), news: Vec::new() }),
             online: OnceLock::new(),
         }
@@ -188,8 +198,20 @@ impl Hub {
         cancel: &Cancel,
     ) -> Result<PathBuf, HubError> {
         let folder = Folder::of(&self.settings.cache, &pin.repo);
-        let missing: Vec<&RemoteFile> =
-            pin.files.iter().filter(|file| !folder.has(&pin.commit, file)).collect();
+        let mut missing = Vec::new();
+        for file in &pin.files {
+            if folder.has(&pin.commit, file) {
+                let path = folder.snapshot(&pin.commit).join(&file.path);
+                if self.is_right(&path, file, cancel)? {
+                    continue;
+                }
+                if self.settings.network == Network::Offline {
+                    return Err(HubError::Damaged { path, repo: pin.repo.name.clone() });
+                }
+                folder.let_go(&path)?;
+            }
+            missing.push(file);
+        }
         if !missing.is_empty() {
             let total = missing.iter().map(|file| file.size).sum();
             if self.settings.network == Network::Offline {
@@ -202,6 +224,17 @@ impl Hub {
             runtime.block_on(api::unless_stopped(coming, cancel))?;
         }
         Ok(folder.snapshot(&pin.commit))
+    }
+
+    /// Whether a file that is here has the content that its digest says. Read once, and again when it was touched.
+    fn is_right(&self, path: &Path, file: &RemoteFile, cancel: &Cancel) -> Result<bool, HubError> {
+        let of = |digest: &FileDigest| Digest::of(digest.hex().as_bytes());
+        let compute = || Ok(of(&cache::digest(path, file, cancel)?));
+        match self.remembered.digest("hub", path, compute) {
+            Ok((_, digest)) => Ok(digest == of(&file.digest)),
+            Err(error) if Interrupted::is(&error) => Err(HubError::Interrupted),
+            Err(error) => Err(cache::at(path)(error)),
+        }
     }
 
     /// The text of one file of a pin.

@@ -1,9 +1,12 @@
 //! The cache in words.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::{seconds, table};
+use crate::about::file_name;
 use crate::cache::{Collected, Damage, Entry};
+use crate::files::shown;
 use crate::size::bytes;
 
 /// `pipe cache ls`.
@@ -28,11 +31,15 @@ pub fn list(entries: &[Entry]) -> String {
 }
 
 /// `pipe cache verify`.
-pub fn verified(damages: &[Damage]) -> String {
-    if damages.is_empty() {
+pub fn verified(damages: &[Damage], records: &[(PathBuf, String)]) -> String {
+    if damages.is_empty() && records.is_empty() {
         return "every file is what its digest says\n".into();
     }
-    damages.iter().map(|damage| damaged(damage) + "\n").collect()
+    let record = |(path, wrong): &(PathBuf, String)| {
+        format!("damaged: {}: {wrong}; set aside as {}.damaged", shown(path), file_name(path))
+    };
+    let lines = damages.iter().map(damaged).chain(records.iter().map(record));
+    lines.map(|line| line + "\n").collect()
 }
 
 fn damaged(damage: &Damage) -> String {
@@ -40,9 +47,9 @@ fn damaged(damage: &Damage) -> String {
         Damage::File { key, kind, path } => {
             format!("damaged: {path} of {kind} {}; the next run makes it anew", key.short())
         }
-        Damage::Blob(path) => format!("damaged: {}, which no result needs; removed", path.display()),
+        Damage::Blob(path) => format!("damaged: {}, which no result needs; removed", shown(path)),
         Damage::Entry { path, wrong } => {
-            format!("damaged: {}: {wrong}; the next run makes the result anew", path.display())
+            format!("damaged: {}: {wrong}; the next run makes the result anew", shown(path))
         }
         Damage::MadeFrom { key, kind, from } => format!(
             "taken out: {kind} {}, which was made from {}; the next run makes it anew",
@@ -52,7 +59,7 @@ fn damaged(damage: &Damage) -> String {
         Damage::Unfinished { path, wrong } => {
             format!(
                 "damaged: {}: {wrong}; the next run goes on from an earlier checkpoint, or starts over",
-                path.display()
+                shown(path)
             )
         }
     }
