@@ -40,6 +40,8 @@ const FORMAT: &str = "v2";
 const EARLIER: &[&str] = &["v1"];
 /// Where work is kept that a kill interrupted, a folder a key.
 const UNFINISHED: &str = "unfinished";
+/// A use is noted anew only after this time: a run whose stages are all cached writes next to nothing.
+const USE_NOTED: Duration = Duration::from_secs(60);
 /// How often a lock that somebody else holds is tried.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -381,11 +383,18 @@ impl Cache {
             cancel.check()?;
             return Ok(None);
         };
-        // When a result was last of use is the time of its entry: what gc goes by.
-        if let Ok(file) = File::open(self.entry(key)) {
-            let _ = file.set_modified(SystemTime::now());
-        }
+        self.note_use(key);
         Ok(Some(Hit { entry, cache: self.clone(), _use: held }))
+    }
+
+    /// When a result was last of use is the time of its entry, to the minute: what gc goes by. That it can't be set
+    /// costs no more than an early end of the result.
+    fn note_use(&self, key: &Key) {
+        let Ok(entry) = File::open(self.entry(key)) else { return };
+        let noted = entry.metadata().and_then(|m| m.modified()).ok();
+        if noted.and_then(|noted| noted.elapsed().ok()).is_none_or(|ago| ago > USE_NOTED) {
+            let _ = entry.set_modified(SystemTime::now());
+        }
     }
 
     /// The right to make a result anew, whether or not there is one.
