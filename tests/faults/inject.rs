@@ -105,7 +105,7 @@ fn main() -> ExitCode {
         Ok(lab) => lab,
         Err(text) => {
             eprintln!("{text}");
-            return ExitCode::from(2);
+            return ExitCode::FAILURE;
         }
     };
     let mut tally = Tally::default();
