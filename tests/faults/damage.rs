@@ -183,7 +183,7 @@ fn damage(path: &Path, dice: &mut Dice) -> Done {
         }
         2 => {
             let before = bytes.clone();
-            bytes.iter_mut().for_each(|byte| *byte = dice.next() as u8);
+            bytes.iter_mut().for_each(|byte| *byte = dice.draw() as u8);
             if bytes == before {
                 bytes[0] ^= 1;
             }
