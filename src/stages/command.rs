@@ -43,7 +43,8 @@ const NAMED: usize = 10;
 /// Runs a program in the stage's own folder.
 ///
 /// It finds the path of each input in `PIPE_INPUT_<PORT>` (upper case, `_` for what is no letter or digit)
-/// and its folder in `PIPE_OUTPUT`; the rest of the environment is passed on, and is not part of the key.
+/// and its folder in `PIPE_OUTPUT`; the rest of the environment is passed on, and is not part of the key. What the
+/// program leaves running when it ends, daemons as well, is ended too and named in a warning.
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Command {

@@ -243,9 +243,10 @@ impl Checkpoints {
         self.check(folder)?;
         let mut found = Resumed::open(folder, made_with)?;
         let path = journal_of(folder);
-        let bytes = fs::read(&path).map_err(|e| Unusable::Damaged(format!("{}: {e}", path.display())))?;
-        let kept: Kept =
-            sealed::from_bytes(&bytes).map_err(|e| Unusable::Damaged(format!("{}: {e}", path.display())))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let damaged = |reason: String| Unusable::Damaged(format!("{name}: {reason}"));
+        let bytes = fs::read(&path).map_err(|e| damaged(e.to_string()))?;
+        let kept: Kept = sealed::from_bytes(&bytes).map_err(|e| damaged(e.to_string()))?;
         found.journal = kept.journal;
         Ok(found)
     }

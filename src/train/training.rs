@@ -553,7 +553,7 @@ impl<'a> Run<'a> {
 }
 
 /// Interim checkpoints may take one part in so many of the time.
-const SHARE: u32 = 100;
+const SHARE: u32 = 30;
 
 /// Refuses a gradient that is not finite, or of which a tensor gets none in the first step.
 fn check_gradient(step: &Step, outcome: &Outcome) -> Result<(), TrainError> {

@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::lab::{FOLLOWING, Home, Lab, end_all, files, listed};
 use crate::{Dice, Tally};
 
@@ -12,6 +14,7 @@ use crate::{Dice, Tally};
 enum Target {
     Blob,
     Entry,
+    /// With what belongs to it, as what was written down of the steps until then.
     Checkpoint,
     Record,
     Sources,
@@ -35,7 +38,13 @@ pub fn turn(lab: &Lab, dice: &mut Dice, turn: u64, tally: &mut Tally) {
     }
     let candidates = candidates(&home, target);
     let Some(path) = dice.pick(&candidates) else { return };
-    let is_content = target != Target::Blob || is_named(&home, path);
+    // What an entry names, what has a seal.
+    let is_content = match target {
+        Target::Blob => is_named(&home, path),
+        Target::Checkpoint => is_in_checkpoint(path),
+        Target::Entry | Target::Record => true,
+        Target::Sources => false,
+    };
     let name = path.strip_prefix(&home.folder).unwrap_or(path).display().to_string();
     let done = damage(path, dice);
     tally.damages += 1;
@@ -61,7 +70,7 @@ pub fn turn(lab: &Lab, dice: &mut Dice, turn: u64, tally: &mut Tally) {
         }
     } else {
         let verified = home.pipe(&["cache", "verify"]);
-        let expected = is_content && target != Target::Sources && !done.leaves_no_trace;
+        let expected = is_content && !done.leaves_no_trace;
         if expected && verified.status.success() {
             let text = String::from_utf8_lossy(&verified.stdout).into_owned();
             tally.wrong(format!("{story}: verify found nothing: {text}"));
@@ -88,11 +97,17 @@ pub fn turn(lab: &Lab, dice: &mut Dice, turn: u64, tally: &mut Tally) {
     }
 }
 
-/// Starts training, and kills it once a checkpoint is there.
+/// Has training done again, and kills it once a checkpoint is there.
 fn leave_checkpoint(home: &Home<'_>) {
-    let mut child = home.start(&["--force=prompt"]);
+    for path in listed(&home.cache().join("entries")) {
+        let entry: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap_or_default();
+        if entry["kind"] == "train_soft_prompt" {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let mut child = home.start(&[]);
     let began = Instant::now();
-    while checkpoints(home).is_empty() && began.elapsed() < Duration::from_secs(30) {
+    while !unfinished(home).iter().any(|path| is_in_checkpoint(path)) && began.elapsed() < WAIT {
         if child.try_wait().is_ok_and(|status| status.is_some()) {
             break;
         }
@@ -102,22 +117,24 @@ fn leave_checkpoint(home: &Home<'_>) {
     let _ = child.wait();
 }
 
-/// The files of all checkpoints of work that is not done.
-fn checkpoints(home: &Home<'_>) -> Vec<PathBuf> {
-    let mut found = files(&home.cache().join("unfinished"));
-    let is_checkpoint = |path: &Path| {
-        let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-        folder.starts_with("step-") || folder.starts_with("interim-")
-    };
-    found.retain(|path| is_checkpoint(path));
-    found
+/// How long a checkpoint is waited for.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// The files of work that is not done.
+fn unfinished(home: &Home<'_>) -> Vec<PathBuf> {
+    files(&home.cache().join("unfinished"))
+}
+
+fn is_in_checkpoint(path: &Path) -> bool {
+    let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    folder.starts_with("step-") || folder.starts_with("interim-")
 }
 
 fn candidates(home: &Home<'_>, target: Target) -> Vec<PathBuf> {
     let mut found = match target {
         Target::Blob => files(&home.cache().join("blobs")),
         Target::Entry => listed(&home.cache().join("entries")),
-        Target::Checkpoint => checkpoints(home),
+        Target::Checkpoint => unfinished(home),
         Target::Record => {
             listed(&home.folder.join("runs")).into_iter().map(|run| run.join("run.json")).collect()
         }
@@ -166,7 +183,7 @@ fn damage(path: &Path, dice: &mut Dice) -> Done {
         }
         2 => {
             let before = bytes.clone();
-            bytes.iter_mut().for_each(|byte| *byte = dice.next() as u8);
+            bytes.iter_mut().for_each(|byte| *byte = dice.draw() as u8);
             if bytes == before {
                 bytes[0] ^= 1;
             }

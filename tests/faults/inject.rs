@@ -24,11 +24,11 @@ impl Dice {
     /// Of the turn with this number: what one turn draws does not depend on what another did.
     fn of(seed: u64, what: u64, turn: u64) -> Self {
         let mut dice = Self(seed ^ (what << 56) ^ turn.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        dice.next();
+        dice.draw();
         dice
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -38,7 +38,7 @@ impl Dice {
 
     /// From 0 to below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
+        self.draw() % end.max(1)
     }
 
     /// True in so many of a hundred.
@@ -105,7 +105,7 @@ fn main() -> ExitCode {
         Ok(lab) => lab,
         Err(text) => {
             eprintln!("{text}");
-            return ExitCode::from(2);
+            return ExitCode::FAILURE;
         }
     };
     let mut tally = Tally::default();

@@ -132,6 +132,20 @@ impl Lab {
             lab.takes = takes;
         }
         let (outputs, entries) = seen.remove(0);
+        let lines = |word: &str| (1..=8).map(|i| format!("{word} {i}\n")).collect::<String>();
+        let number = "accuracy 0.50\n";
+        let edited = format!("{}{number}more\n", lines("LINE"));
+        for (path, text) in [
+            ("slow/out.txt", lines("line")),
+            ("daemon/out.txt", number.to_owned()),
+            ("edits/out.txt", edited.clone()),
+            ("reads/out.txt", lines("line") + &edited),
+        ] {
+            let found = outputs.get(Path::new(path)).map(|(bytes, _)| String::from_utf8_lossy(bytes));
+            if found.as_deref() != Some(&text) {
+                return Err(format!("{path} is wrong in an undisturbed run: {found:?}, {text:?} is right"));
+            }
+        }
         if let Some(text) = difference(&outputs, &seen[0].0) {
             return Err(format!("two undisturbed runs differ: {text}"));
         }
