@@ -48,6 +48,7 @@ pub mod stages;
 pub mod cancel;
 pub mod files;
 pub mod sealed;
+pub mod terminal;
 
 // The numbers.
 pub mod device;

@@ -170,7 +170,7 @@ pub fn run(
         () => RunStatus::Succeeded,
     };
     folder.write(&record)?;
-    if let Err(error) = shared.sources.save(&shared.secrets) {
+    if let Err(error) = shared.sources.save() {
         let text = format!("warning: {error}; the next run reads the files outside of the pipeline again");
         shared.listen.on(&Event::Note { text });
     }

@@ -17,7 +17,6 @@ use crate::files::{self, RelPath, walk, write_atomically};
 use crate::fingerprint::Digest;
 use crate::hub::{Hub, HubError, Reads, RepoName, Want};
 use crate::location::{Location, Place};
-use crate::secrets::Secrets;
 use crate::stage::{Cancel, Content, Source};
 
 /// What tells that a file was touched.
@@ -174,15 +173,14 @@ impl Sources {
         Ok((stamp, digest))
     }
 
-    /// Keeps what was learned for the next run, but no path with a secret in it; writes nothing if that is nothing.
-    pub fn save(&self, secrets: &Secrets) -> io::Result<()> {
+    /// Keeps what was learned for the next run; writes nothing if that is nothing.
+    pub fn save(&self) -> io::Result<()> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if !memory.grown {
             return Ok(());
         }
-        memory.known.retain(|path, _| path.exists() && !secrets.are_in(&path.to_string_lossy()));
-        write_atomically(&self.file, &serde_json::to_vec(&memory.known)?)
-            .map_err(files::named(&self.file))?;
+        memory.known.retain(|path, _| path.exists());
+        write_atomically(&self.file, &serde_json::to_vec(&memory.known)?)?;
         memory.grown = false;
         Ok(())
     }

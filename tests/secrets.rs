@@ -141,7 +141,7 @@ fn a_path_with_it_is_read_and_not_remembered() {
         assert_eq!(ran.code, Some(0), "{}", ran.stderr);
         assert!(!(ran.stdout + &ran.stderr).contains(SECRET));
     }
-    assert!(project.read(".pipe/cache/sources.json").contains("y.csv"));
+    assert!(project.path(".pipe/cache/sources.json").exists());
     assert_eq!(told(&project), Vec::<PathBuf>::new());
 }
 
