@@ -17,7 +17,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::children::{self, Registered};
-use crate::files::RelPath;
 use crate::secrets::Secrets;
 use crate::stage::{ANY_PORT, ArtifactKind, Context, Fault, Lane, Output, Port, Stage, StageError};
 
@@ -165,7 +164,7 @@ fn shows_no_secret(context: &Context<'_>) -> Result<(), StageError> {
         return Ok(());
     }
     for path in crate::files::walk(context.out) {
-        let name = RelPath::of(&path, context.out).to_string();
+        let name = crate::files::RelPath::of(&path, context.out).to_string();
         if long.are_in(&name) {
             return Err(StageError::with_help(
                 format!(
