@@ -193,8 +193,9 @@ pub fn render(source: &Source, diagnostics: &[Diagnostic], secrets: &Secrets, co
         (0, 0) => {}
         (0, more) | (more, 0) => shown.push(format!("… and {} more", size::grouped(more))),
         (errors, warnings) => {
+            let s = if warnings == 1 { "" } else { "s" };
             let (errors, warnings) = (size::grouped(errors), size::grouped(warnings));
-            shown.push(format!("… and {errors} more, and {warnings} warnings"));
+            shown.push(format!("… and {errors} more, and {warnings} warning{s}"));
         }
     }
     shown.join("\n\n")
