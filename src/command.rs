@@ -29,6 +29,7 @@ use crate::secrets::Secrets;
 use crate::sources::Sources;
 use crate::stage::Cancel;
 use crate::stages::KINDS;
+use crate::terminal;
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +162,7 @@ fn load(file: &Path, overrides: &Overrides) -> Result<Manifest, Exit> {
             report::err(&format!(
                 "{}\n{}: {} error{s}\n",
                 faults.render(report::color()),
-                report::harmless(&file.display().to_string()),
+                terminal::harmless(&file.display().to_string()),
                 crate::size::grouped(errors),
             ));
             Err(Exit::Wrong)

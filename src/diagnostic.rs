@@ -8,6 +8,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet, normali
 
 use crate::secrets::Secrets;
 use crate::size;
+use crate::terminal::{harmless, harmless_in_place};
 
 /// More than anybody reads at once: of more diagnostics the first are shown, and how many there are.
 pub const SHOWN: usize = 100;
@@ -154,7 +155,7 @@ impl Diagnostic {
 
     /// The same without values that must not be shown, its advice looked for.
     fn ready(&self, secrets: &Secrets) -> Self {
-        let hide = |text: &String| secrets.hide(text);
+        let hide = |text: &String| harmless(&secrets.hide(text));
         let help = self.help.clone().or_else(|| self.meant.as_ref()?.help());
         Self {
             message: hide(&self.message),
@@ -192,8 +193,9 @@ pub fn render(source: &Source, diagnostics: &[Diagnostic], secrets: &Secrets, co
         (0, 0) => {}
         (0, more) | (more, 0) => shown.push(format!("… and {} more", size::grouped(more))),
         (errors, warnings) => {
+            let s = if warnings == 1 { "" } else { "s" };
             let (errors, warnings) = (size::grouped(errors), size::grouped(warnings));
-            shown.push(format!("… and {errors} more, and {warnings} warnings"));
+            shown.push(format!("… and {errors} more, and {warnings} warning{s}"));
         }
     }
     shown.join("\n\n")
@@ -218,8 +220,9 @@ fn render_one(source: &Source, lines: &Lines<'_>, diagnostic: &Diagnostic, rende
                 let on_line = lines.within_line(span);
                 on_line.start - from..on_line.end - from
             };
-            let mut snippet = Snippet::source(&source.text[from..lines.end_of(last)])
-                .path(source.name.as_str())
+            let text = harmless_in_place(&source.text[from..lines.end_of(last)]);
+            let mut snippet = Snippet::source(text)
+                .path(harmless(&source.name))
                 .line_start(first + 1)
                 .annotation(AnnotationKind::Primary.span(local(span)).label(diagnostic.label.as_deref()));
             for (span, label) in &diagnostic.related {

@@ -49,6 +49,7 @@ pub mod cancel;
 pub mod files;
 pub mod remembered;
 pub mod sealed;
+pub mod terminal;
 
 // The numbers.
 pub mod device;

@@ -184,7 +184,7 @@ pub fn run(
     };
     folder.write(&record)?;
     if let Err(error) = shared.sources.save() {
-        let text = format!("warning: {error}; the next run reads the files outside of the pipeline again");
+        let text = format!("warning: {error}: what was read is not remembered and will be read again");
         shared.listen.on(&Event::Note { text });
     }
     shared.listen.on(&Event::RunFinished(record.clone()));

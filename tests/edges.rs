@@ -78,11 +78,12 @@ fn thousands_of_faults_take_no_time_and_a_hundred_are_shown() {
         let ran = project.pipe(&["check", "m.yaml"]);
         let time = begin.elapsed();
         assert_eq!(ran.code, Some(2), "{what}");
-        assert_eq!(ran.stderr.matches("\n --> m.yaml:").count(), 100, "{what}: {}", ran.stderr);
+        assert_eq!(ran.stderr.matches("--> m.yaml:").count(), 100, "{what}: {}", ran.stderr);
         // Params that nothing refers to are warned of beside.
         let rest = ran.stderr.rsplit_once("\n\n… and 7,900 more").unwrap_or_else(|| panic!("{what}")).1;
-        let rests = ["\nm.yaml: 8,000 errors\n", ", and 8,000 warnings\nm.yaml: 8,000 errors\n"];
-        assert!(rests.iter().any(|end| rest == *end), "{what}: {rest}");
+        let warnings = ["", ", and 1 warning", ", and 8,000 warnings"];
+        let rests = warnings.map(|warnings| format!("{warnings}\nm.yaml: 8,000 errors\n"));
+        assert!(rests.iter().any(|end| rest == end), "{what}: {rest}");
         assert!(ran.stderr.len() < 1_000_000, "{what}: {} bytes", ran.stderr.len());
         // Each takes a fifth of a second; with the square of the number it was 40.
         assert!(time < Duration::from_secs(10), "{what}: {time:?}");

@@ -137,9 +137,9 @@ impl Listen for Console {
     fn on(&self, event: &Event) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let w = state.width;
-        match &event.with_texts(&super::harmless) {
+        match &event.with_texts(&crate::terminal::harmless) {
             Event::RunStarted { pipeline, stages, .. } => {
-                let pipeline = &super::harmless(pipeline);
+                let pipeline = &crate::terminal::harmless(pipeline);
                 state.width = stages.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
                 self.line(&format!("{} · {} stages", self.paint("1", pipeline), stages.len()));
             }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use crate::event::{Event, Listen};
 use crate::history::json_line;
 use crate::size;
+use crate::terminal::{harmless, harmless_json};
 
 /// Whether to colour what goes to standard error.
 pub fn color() -> bool {
@@ -33,47 +34,9 @@ pub fn error(message: &str, help: Option<&str>) {
     }
 }
 
-/// What a terminal would act on, as text that a person sees: `␛`, and `\u{202e}` for what turns the line around.
-///
-/// Names and messages come from manifests, data, models and programs. Line breaks and tabs stay.
-pub fn harmless(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' | '\t' => shown.push(c),
-            '\0'..='\x1f' => shown.extend(char::from_u32(0x2400 + u32::from(c))),
-            '\x7f' => shown.push('␡'),
-            _ if acts(c) => shown.extend(c.escape_unicode()),
-            _ => shown.push(c),
-        }
-    }
-    shown
-}
-
-/// Whether a terminal acts on a character that is no ASCII.
-fn acts(c: char) -> bool {
-    matches!(
-        c,
-        '\u{80}'..='\u{9f}'
-            | '\u{61c}'
-            | '\u{200e}'
-            | '\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2066}'..='\u{2069}'
-    )
-}
-
 /// JSON, on standard output; what a terminal would act on is escaped, which to a program is the same.
 pub fn json(text: &str) {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\x7f' => escaped.push_str("\\u007f"),
-            _ if acts(c) => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
-            _ => escaped.push(c),
-        }
-    }
-    exact(&escaped);
+    exact(&harmless_json(text));
 }
 
 /// Text for a person, on standard output. A reader that went away is no error.
@@ -160,12 +123,6 @@ pub fn table(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_terminal_acts_on_is_shown_as_text() {
-        let wild = "a\x1b[31mb\r\x08c\u{9b}2Jd\u{202e}e\x7f\n\tf 물 é";
-        assert_eq!(harmless(wild), "a␛[31mb␍␈c\\u{9b}2Jd\\u{202e}e␡\n\tf 물 é");
-    }
 
     #[test]
     fn numbers_read_well() {

@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::files::RelPath;
 use crate::secrets::Secrets;
 use crate::stage::{ANY_PORT, Access, ArtifactKind, Context, Fault, Lane, Output, Port, Stage, StageError};
 use crate::subprocess::{self, Ended, Left, Program, Spec};
@@ -178,7 +177,7 @@ fn shows_no_secret(context: &Context<'_>) -> Result<(), StageError> {
         return Ok(());
     }
     for path in crate::files::walk(context.out) {
-        let name = RelPath::of(&path, context.out).to_string();
+        let name = crate::files::RelPath::of(&path, context.out).to_string();
         if long.are_in(&name) {
             return Err(StageError::with_help(
                 format!(
