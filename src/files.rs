@@ -365,17 +365,16 @@ impl Visible<'_> {
             }
             let (path, kind) = (item.path(), item.file_type().map_err(named(folder))?);
             let relative = RelPath::of(&path, self.folder);
+            if kind.is_file() {
+                self.files.push(relative);
+                continue;
+            }
             let metadata = match fs::metadata(&path) {
-                _ if kind.is_file() => {
-                    self.files.push(relative);
-                    continue;
-                }
-                Ok(metadata) => metadata,
                 Err(error) if kind.is_symlink() && leads_nowhere(&error) => {
                     self.files.push(relative);
                     continue;
                 }
-                Err(error) => return Err(named(&path)(error)),
+                other => other.map_err(named(&path))?,
             };
             if !metadata.is_dir() {
                 plain(&metadata).map_err(named(&path))?;
