@@ -457,7 +457,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let block = BLOCK as usize;
-        let mut bytes: Vec<u8> = (0..9 * block + 77).map(|n: usize| (n * n >> 7) as u8).collect();
+        let mut bytes: Vec<u8> = (0..9 * block + 77).map(|n: usize| ((n * n) >> 7) as u8).collect();
         for size in [9 * block + 77, 9 * block, 8 * block + 1, 8 * block, 5 * block - 1, 4 * block, 1, 0] {
             bytes.truncate(size);
             fs::write(&path, &bytes).unwrap();
