@@ -2,9 +2,9 @@
 //!
 //! Does not know who asks, nor what stops.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Set once, read often: somebody asked to stop.
@@ -37,11 +37,9 @@ impl Cancel {
         const LOOK: Duration = Duration::from_millis(50);
         self.check()?;
         let (sender, result) = channel();
-        // Handed over by the side: where no thread can be had, the work comes back and is done here.
-        let work = Arc::new(std::sync::Mutex::new(Some(work)));
-        let take = |work: &std::sync::Mutex<Option<_>>| {
-            work.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
-        };
+        // Where no thread can be had, the work is still here and is done here.
+        let work = Arc::new(Mutex::new(Some(work)));
+        let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
         let thread = std::thread::Builder::new().name("aside".into()).spawn({
             let work = work.clone();
             move || {
@@ -87,10 +85,10 @@ impl From<Interrupted> for std::io::Error {
     }
 }
 
-/// Bytes that are read or written only until somebody asks to stop.
+/// Bytes that are read only until somebody asks to stop.
 #[derive(Debug)]
 pub struct Until<T> {
-    /// Where they come from or go to.
+    /// Where they come from.
     pub inner: T,
     /// Who may ask.
     pub cancel: Cancel,
@@ -100,16 +98,6 @@ impl<R: std::io::Read> std::io::Read for Until<R> {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         self.cancel.check()?;
         self.inner.read(into)
-    }
-}
-
-impl<W: std::io::Write> std::io::Write for Until<W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.cancel.check()?;
-        self.inner.write(bytes)
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.inner.flush()
     }
 }
 

@@ -365,17 +365,16 @@ impl Visible<'_> {
             }
             let (path, kind) = (item.path(), item.file_type().map_err(named(folder))?);
             let relative = RelPath::of(&path, self.folder);
+            if kind.is_file() {
+                self.files.push(relative);
+                continue;
+            }
             let metadata = match fs::metadata(&path) {
-                _ if kind.is_file() => {
-                    self.files.push(relative);
-                    continue;
-                }
-                Ok(metadata) => metadata,
                 Err(error) if kind.is_symlink() && leads_nowhere(&error) => {
                     self.files.push(relative);
                     continue;
                 }
-                Err(error) => return Err(named(&path)(error)),
+                other => other.map_err(named(&path))?,
             };
             if !metadata.is_dir() {
                 plain(&metadata).map_err(named(&path))?;
@@ -458,7 +457,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let block = BLOCK as usize;
-        let mut bytes: Vec<u8> = (0..9 * block + 77).map(|n: usize| (n * n >> 7) as u8).collect();
+        let mut bytes: Vec<u8> = (0..9 * block + 77).map(|n: usize| ((n * n) >> 7) as u8).collect();
         for size in [9 * block + 77, 9 * block, 8 * block + 1, 8 * block, 5 * block - 1, 4 * block, 1, 0] {
             bytes.truncate(size);
             fs::write(&path, &bytes).unwrap();

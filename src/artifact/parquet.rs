@@ -4,8 +4,9 @@
 //! what the rows are.
 
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use polars::io::parquet::write::BatchedWriter;
 use polars::prelude::{
@@ -14,7 +15,7 @@ use polars::prelude::{
 };
 
 use super::dataset::DatasetError;
-use crate::cancel::{Cancel, Until};
+use crate::cancel::{Cancel, Interrupted};
 use crate::files;
 
 /// Rows in a parquet row group. Fixed, because a file's bytes depend on it; small, because a row group is what
@@ -96,7 +97,11 @@ impl Iterator for RowGroups {
 pub struct RowGroupWriter {
     path: PathBuf,
     cancel: Cancel,
-    file: BatchedWriter<BufWriter<Until<File>>>,
+    file: File,
+    /// Gone once somebody asked to stop.
+    encoder: Option<BatchedWriter<Buffer>>,
+    /// What the encoder made and is not in the file yet.
+    encoded: Buffer,
     /// Rows that don't fill a row group yet.
     pending: DataFrame,
     rows: usize,
@@ -105,13 +110,15 @@ pub struct RowGroupWriter {
 impl RowGroupWriter {
     /// Starts a file of these columns.
     pub fn create(path: &Path, schema: &Schema, cancel: &Cancel) -> Result<Self, DatasetError> {
-        let inner = File::create(path).map_err(|error| DatasetError::Io { path: path.into(), error })?;
-        let file = ParquetWriter::new(BufWriter::new(Until { inner, cancel: cancel.clone() }))
+        let file = File::create(path).map_err(|error| DatasetError::Io { path: path.into(), error })?;
+        let encoded = Buffer::default();
+        let encoder = ParquetWriter::new(encoded.clone())
             .with_compression(ParquetCompression::Zstd(None))
             .batched(schema)
             .map_err(|e| unwritable(path, &e))?;
         let cancel = cancel.clone();
-        Ok(Self { path: path.into(), cancel, file, pending: DataFrame::empty_with_schema(schema), rows: 0 })
+        let pending = DataFrame::empty_with_schema(schema);
+        Ok(Self { path: path.into(), cancel, file, encoder: Some(encoder), encoded, pending, rows: 0 })
     }
 
     /// Puts rows below those written so far; they have to be of the same columns.
@@ -130,19 +137,50 @@ impl RowGroupWriter {
     pub fn finish(mut self) -> Result<usize, DatasetError> {
         let rest = std::mem::take(&mut self.pending);
         self.write_group(rest)?;
-        let ended = self.file.finish();
-        // An error then says no more than that writing was stopped.
-        self.cancel.check()?;
-        ended.map_err(|e| unwritable(&self.path, &e))?;
+        self.encode(|encoder| encoder.finish().map(|_| ()))?;
         Ok(self.rows)
     }
 
     fn write_group(&mut self, mut group: DataFrame) -> Result<(), DatasetError> {
         // The writer makes a row group of every chunk, and chunks tell how a frame was put together.
         group.rechunk_mut();
-        let written = self.file.write_batch(&group);
-        self.cancel.check()?;
-        written.map_err(|e| unwritable(&self.path, &e))
+        self.encode(move |encoder| encoder.write_batch(&group))
+    }
+
+    /// Encodes into memory, which may be left alone, and writes what comes of it.
+    fn encode(
+        &mut self,
+        work: impl FnOnce(&mut BatchedWriter<Buffer>) -> Result<(), PolarsError> + Send + 'static,
+    ) -> Result<(), DatasetError> {
+        let mut encoder = self.encoder.take().ok_or(Interrupted)?;
+        let (encoder, done) = self.cancel.or_abandon(move || {
+            let done = work(&mut encoder);
+            (encoder, done)
+        })?;
+        self.encoder = Some(encoder);
+        done.map_err(|e| unwritable(&self.path, &e))?;
+        let io = |error| DatasetError::Io { path: self.path.clone(), error };
+        self.file.write_all(&self.encoded.take()).map_err(io)
+    }
+}
+
+/// Bytes that one side writes and the other takes.
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Buffer {
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::place;
 use super::prompt;
 use crate::artifact::tokens::Tokens;
+use crate::device::Device;
 use crate::hub::{Reads, Want};
 use crate::location::Location;
 use crate::model::decoder::DecoderShape;
@@ -86,8 +87,15 @@ impl Base {
     pub fn load(context: &Context<'_>, named: Named<'_>, numerics: Numerics) -> Result<Self, StageError> {
         let (path, name) = find(context, named)?;
         context.progress(0, 0, "", "loading the model");
-        let tokenizer = Tokenizer::open(&path)?;
-        let model = Model::open(&path, context.device, numerics)?;
+        let at = path.clone();
+        let tokenizer = context.cancel.or_abandon(move || Tokenizer::open(&at))??;
+        let model = match context.device {
+            device @ Device::Cpu => {
+                context.cancel.or_abandon(move || Model::open(&path, device, numerics))??
+            }
+            // What is left alone would still be on its way to a card that the next stage computes on.
+            device => Model::open(&path, device, numerics)?,
+        };
         Ok(Self { model, tokenizer, name })
     }
 
