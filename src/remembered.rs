@@ -185,3 +185,44 @@ impl Remembered {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_used_once_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("sources.json");
+        let open = || Remembered::open(file.clone());
+        let learn = |remembered: &Remembered, kind: &str, name: &str| {
+            let path = dir.path().join(name);
+            if !path.exists() {
+                fs::write(&path, name).unwrap();
+            }
+            Stamp::settle(&path).unwrap();
+            let mut read = false;
+            let compute = || {
+                read = true;
+                Ok(Digest::of(name.as_bytes()))
+            };
+            let (_, digest) = remembered.digest(kind, &path, compute).unwrap();
+            assert_eq!(digest, Digest::of(name.as_bytes()));
+            remembered.save().unwrap();
+            read
+        };
+        assert!(learn(&open(), "blake3", "a.csv"));
+        assert!(!learn(&open(), "blake3", "a.csv"));
+        assert!(learn(&open(), "hub", "a.csv"), "a digest of another kind is another");
+        // Another process saved meanwhile.
+        let (one, two) = (open(), open());
+        assert!(learn(&one, "blake3", "b.csv") && learn(&two, "blake3", "c.csv"));
+        assert!(!learn(&open(), "blake3", "b.csv") && !learn(&open(), "blake3", "c.csv"));
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(!text.contains("a.csv"));
+        for damaged in [text.replacen("\"used\": 2", "\"used\": 3", 1), "{}".into(), String::new()] {
+            fs::write(&file, damaged).unwrap();
+            assert!(learn(&open(), "blake3", "a.csv"));
+        }
+    }
+}
