@@ -526,3 +526,40 @@ fn a_disk_that_fills_up_on_the_way_keeps_what_came() {
     assert!(server.requests().iter().any(|r| r.mentions("bytes=102400-")), "{:#?}", server.requests());
     blobs(&project);
 }
+
+/// A file in the cache of the Hub with another letter in it; its size and time stay.
+fn damage(project: &Project, what: &str) -> PathBuf {
+    let files = project.files("hf").into_iter().map(|(path, ..)| path);
+    let mut snapshots = files.filter(|path| path.ends_with(what) && path.is_file());
+    let path = snapshots.next().unwrap();
+    let blob = path.canonicalize().unwrap();
+    let time = std::fs::metadata(&blob).unwrap().modified().unwrap();
+    let mut bytes = std::fs::read(&blob).unwrap();
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    std::fs::File::options().write(true).open(&blob).unwrap().set_modified(time).unwrap();
+    path
+}
+
+#[test]
+fn a_file_that_was_damaged_since_it_came_is_not_computed_from() {
+    let (project, server) = (tokenizing(), server());
+    run(&project, &server, 0, &["p.yaml"]);
+    // Nothing is asked again as long as nothing was touched.
+    let before = server.count("GET", "tokenizer.json");
+    run(&project, &server, 0, &["p.yaml", "--force=tokens"]);
+    assert_eq!(server.count("GET", "tokenizer.json"), before);
+
+    let path = damage(&project, "tokenizer.json");
+    let ran = run(&project, &server, 1, &["p.yaml", "--force=tokens", "--offline"]);
+    let expected = format!(
+        "error: stage `tokens` failed\n  {} of tester/bloom has other content than its digest says, and pipe is \
+         offline\n  help: run once without --offline (and without HF_HUB_OFFLINE): it comes anew\n",
+        path.display()
+    );
+    assert!(ran.stderr.contains(&expected), "{}\n{expected}", ran.stderr);
+    run(&project, &server, 0, &["p.yaml", "--force=tokens"]);
+    assert_eq!(server.count("GET", "tokenizer.json"), 2 * before, "it came anew");
+    blobs(&project);
+}
