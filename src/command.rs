@@ -419,16 +419,18 @@ fn remove_runs(home: &Home, args: &RunsToRemove) -> Result<Exit, Refusal> {
     let wanted = |folder: &Path| {
         let found = Found::at(folder.to_path_buf());
         let ended = match found.as_ref().map(|found| found.record.status) {
-            Ok(RunStatus::Succeeded) => EndedAs::Succeeded,
-            Ok(RunStatus::Failed) => EndedAs::Failed,
-            Ok(RunStatus::Interrupted) => EndedAs::Interrupted,
-            Ok(RunStatus::Running) | Err(_) => EndedAs::Unfinished,
+            Ok(RunStatus::Succeeded) => Some(EndedAs::Succeeded),
+            Ok(RunStatus::Failed) => Some(EndedAs::Failed),
+            Ok(RunStatus::Interrupted) => Some(EndedAs::Interrupted),
+            Ok(RunStatus::Running) => Some(EndedAs::Unfinished),
+            // It is not known how it ended, or whether it is a run at all.
+            Err(_) => None,
         };
         let of = found.as_ref().ok().map(|found| found.record.pipeline.as_str());
         (named_ones.is_empty() || named_ones.contains(folder))
-            && (status.is_empty() || status.contains(&ended))
+            && (status.is_empty() || ended.is_some_and(|ended| status.contains(&ended)))
             && pipeline.as_deref().is_none_or(|name| of == Some(name))
-            && before.as_ref().is_none_or(|before| history::began(folder) < *before)
+            && before.as_ref().is_none_or(|before| found.is_ok() && history::began(folder) < *before)
     };
     let (going, over): (Vec<PathBuf>, Vec<PathBuf>) =
         home.run_folders().into_iter().filter(|folder| wanted(folder)).partition(|f| history::is_going(f));

@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -406,14 +406,64 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a folder and all below it; none there is no error.
+/// Removes a folder and all below it, also what is in folders that may not be written; none there is no error.
 ///
 /// # Errors
 /// What the disk says.
 pub fn remove_tree(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
+    let removed = match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            make_accessible(folder)?;
+            fs::remove_dir_all(folder)
+        }
+        other => other,
+    };
+    match removed {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+/// Gives the owner every right to a folder and those below it; links are not followed.
+///
+/// # Errors
+/// What the disk says; the error names the folder.
+pub fn make_accessible(folder: &Path) -> io::Result<()> {
+    let mut open = vec![folder.to_path_buf()];
+    while let Some(next) = open.pop() {
+        let mode = fs::symlink_metadata(&next).map_err(named(&next))?.mode();
+        if mode & 0o700 != 0o700 {
+            fs::set_permissions(&next, fs::Permissions::from_mode(mode & 0o7777 | 0o700))
+                .map_err(named(&next))?;
+        }
+        for item in fs::read_dir(&next).map_err(named(&next))? {
+            let item = item.map_err(named(&next))?;
+            if item.file_type().map_err(named(&next))?.is_dir() {
+                open.push(item.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What tells a folder from another one in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FolderId {
+    device: u64,
+    inode: u64,
+}
+
+impl FolderId {
+    /// Of the folder at a path; a link to one is none.
+    ///
+    /// # Errors
+    /// There is none; what the disk says.
+    pub fn of(folder: &Path) -> io::Result<Self> {
+        let found = fs::symlink_metadata(folder)?;
+        match found.is_dir() {
+            true => Ok(Self { device: found.dev(), inode: found.ino() }),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        }
     }
 }
 

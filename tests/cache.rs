@@ -266,3 +266,78 @@ fn a_cache_of_an_earlier_version_is_not_read_and_that_is_said() {
     let ran = project.pipe(&["run", "p.yaml"]);
     assert!(!ran.stderr.contains("earlier pipe"), "{}", ran.stderr);
 }
+
+#[test]
+fn an_output_is_what_its_path_means_however_it_is_written() {
+    let project = commands(&[
+        ("a", "", "mkdir -p d/e; cat ../../../../../../which > d/e/x", "./d//e/"),
+        ("b", "x: a", "cat $PIPE_INPUT_X/x > y", "y"),
+    ]);
+    for which in ["one\n", "two\n"] {
+        project.write("which", which);
+        project.run(0, &["p.yaml", "--force=a"]);
+        assert_eq!(result(&project, "b/y"), which);
+    }
+}
+
+#[test]
+fn a_folder_that_was_put_in_the_place_of_the_stages_own_stays_the_users() {
+    for replace in ["rmdir $PIPE_OUTPUT; ln -s {user} $PIPE_OUTPUT", "rmdir $PIPE_OUTPUT; exit 0"] {
+        let project = Project::new();
+        project.write("user/thesis.txt", "years of work");
+        let replace = replace.replace("{user}", &project.path("user").display().to_string());
+        let run = format!("{replace}; ls $PIPE_OUTPUT > $PIPE_OUTPUT/list");
+        project.write(
+            "p.yaml",
+            &format!("pipeline: p\nstages:\n  a: {{ uses: command, with: {{ run: '{run}', outputs: {{ list: {{ path: list }} }} }} }}\n"),
+        );
+        let ran = project.pipe(&["run", "p.yaml"]);
+        let expected = "error: stage `a` failed\n  the program removed or replaced the folder that it was to write to, \
+                        $PIPE_OUTPUT\n  help: write into that folder; nothing of what stands there now was taken or \
+                        changed\n";
+        assert!(ran.code == Some(1) && ran.stderr.contains(expected), "{}", ran.stderr);
+        assert_eq!(project.read("user/thesis.txt"), "years of work");
+        assert!(fs::metadata(project.path("user/thesis.txt")).unwrap().mode() & 0o200 != 0);
+    }
+}
+
+#[test]
+fn a_folder_in_the_place_of_a_file_is_found_and_healed() {
+    let project = commands(&[("a", "", "echo first > a.txt", "a.txt")]);
+    let ran = project.run(0, &["p.yaml"]);
+    let key = ran.stage("a")["key"].as_str().unwrap()[..12].to_string();
+    let blob = |project: &Project| {
+        let files = project.files(".pipe/cache/v2/blobs").into_iter();
+        files.map(|(path, ..)| path).find(|path| fs::read(path).unwrap() == b"first\n").unwrap()
+    };
+    let replace = |path: &Path| {
+        fs::remove_file(path).unwrap();
+        fs::create_dir(path).unwrap();
+        fs::write(path.join("x"), "").unwrap();
+    };
+    for _ in 0..2 {
+        replace(&blob(&project));
+        let verified = project.pipe(&["cache", "verify"]).stdout;
+        assert_eq!(verified, format!("damaged: a.txt of command {key}; the next run makes it anew\n"));
+        assert_eq!(project.run(0, &["p.yaml"]).with_status("ran"), ["a"]);
+        replace(&blob(&project));
+        assert_eq!(project.run(0, &["p.yaml"]).with_status("ran"), ["a"]);
+        replace(&entries(&project)[0]);
+        assert_eq!(project.pipe(&["cache", "verify"]).code, Some(1));
+        assert_eq!(project.run(0, &["p.yaml"]).with_status("ran"), ["a"]);
+        let entry = &entries(&project)[0];
+        replace(entry);
+        assert_eq!(project.run(0, &["p.yaml"]).with_status("ran"), ["a"]);
+    }
+    assert_eq!(project.pipe(&["cache", "verify"]).stdout, "every file is what its digest says\n");
+}
+
+#[test]
+fn gc_takes_a_damaged_entry_with_its_blobs() {
+    let project = commands(&[("a", "", "echo first > a.txt", "a.txt")]);
+    project.run(0, &["p.yaml"]);
+    let entry = entries(&project).remove(0);
+    fs::write(&entry, "{").unwrap();
+    project.pipe(&["cache", "gc", "--size", "1GB"]);
+    assert!(entries(&project).is_empty());
+}

@@ -293,3 +293,19 @@ fn what_removal_frees_is_told_from_what_others_have() {
     let told = weigh(&["--keep", "0"]);
     assert!(told.contains("would remove 2 runs, which frees 2.0 MB\n"), "{told}");
 }
+
+#[test]
+fn what_is_not_known_to_be_an_old_or_unfinished_run_goes_only_by_its_name() {
+    let project = Project::new();
+    let run = ran(&project, "p");
+    project.write(".pipe/runs/my-notes/notes.md", "lab book");
+    project.write(&format!(".pipe/runs/{run}/run.json"), "{");
+    for filter in [&["--older-than", "0s"][..], &["--status", "unfinished"]] {
+        let removed = project.pipe(&[&["runs", "rm"], filter].concat());
+        assert_eq!(removed.code, Some(0), "{}", removed.stderr);
+        assert!(project.path(".pipe/runs/my-notes/notes.md").exists(), "{filter:?}");
+        assert!(project.path(&format!(".pipe/runs/{run}/stages/a/x")).exists(), "{filter:?}");
+    }
+    assert_eq!(project.pipe(&["runs", "rm", &run]).code, Some(0));
+    assert!(!project.path(&format!(".pipe/runs/{run}")).exists());
+}

@@ -166,3 +166,17 @@ fn what_a_stage_says_with_it_is_hidden_everywhere() {
     assert!(show.contains("I have ***"), "{show}");
     assert_eq!(told(&project), Vec::<PathBuf>::new());
 }
+
+#[test]
+fn a_folder_of_a_result_that_is_named_by_it_is_refused() {
+    let project = Project::new();
+    stages(
+        &project,
+        "  a: { uses: command, with: { run: 'mkdir -p \"d/$PW/e\"', env: { PW: '${params.secret}' }, outputs: { x: { path: d } } } }",
+    );
+    let ran = pipe(&project, &["run", "p.yaml"]);
+    let expected = "error: stage `a` failed\n  the program wrote `d/***/e`, which is named by a value of the \
+                    environment\n  help: give it another name: names stand in records\n";
+    assert!(ran.code == Some(1) && ran.stderr.contains(expected), "{}", ran.stderr);
+    assert_eq!(told(&project), Vec::<PathBuf>::new());
+}

@@ -64,7 +64,7 @@ impl Cache {
         let mut entries: Vec<(SystemTime, Entry)> =
             self.entries().into_iter().map(|entry| (used(&entry), entry)).collect();
         entries.sort_by_key(|(used, entry)| (!in_use.contains(&entry.key), std::cmp::Reverse(*used)));
-        let mut kept = HashSet::new();
+        let (mut kept, mut kept_entries) = (HashSet::new(), HashSet::new());
         let mut bytes = 0;
         for (used, entry) in entries {
             cancel.check()?;
@@ -79,6 +79,7 @@ impl Cache {
             } else {
                 bytes += more;
                 kept.extend(blobs.into_keys());
+                kept_entries.insert(self.entry(&entry.key));
             }
         }
         self.collect_unfinished(limit, bytes, &mut collected)?;
@@ -90,9 +91,9 @@ impl Cache {
                 collected.blobs += 1;
             }
         }
-        // What a kill left of an entry that was being written.
+        // What a kill left of an entry that was being written, and damaged ones, whose blobs are gone with that.
         for path in walk(&self.root.join("entries")) {
-            if path.extension().is_none_or(|e| e != "json") {
+            if !kept_entries.contains(&path) {
                 collected.remove(&path)?;
             }
         }

@@ -4,13 +4,15 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
-use super::{Cache, CacheError, Entry, FileRef, Finished, Hit, Mode, OutputRef, UNFINISHED, at};
+use super::{
+    Cache, CacheError, Entry, FileRef, Finished, Hit, Mode, OutputRef, UNFINISHED, at, remove_folder_at,
+};
 use crate::cancel::Cancel;
 use crate::clock::timestamp;
-use crate::files::{RelPath, Tree, remove_tree, write_atomically};
+use crate::files::{FolderId, RelPath, Tree, make_accessible, remove_tree, write_atomically};
 use crate::fingerprint::{Digest, Key};
 use crate::sealed;
 
@@ -27,12 +29,21 @@ pub struct Miss {
 pub struct Attempt {
     folder: PathBuf,
     out: PathBuf,
+    identity: FolderId,
 }
 
 impl Attempt {
     /// The empty folder to write in.
     pub fn out(&self) -> &Path {
         &self.out
+    }
+
+    /// Whether the folder is still the one that was made: what stands in another is somebody else's.
+    fn check(&self) -> Result<(), CacheError> {
+        match FolderId::of(&self.out) {
+            Ok(now) if now == self.identity => Ok(()),
+            Ok(_) | Err(_) => Err(CacheError::Replaced(self.out.clone())),
+        }
     }
 
     /// A folder for inputs of the attempt's own; made by whoever writes to it.
@@ -52,7 +63,8 @@ impl Miss {
     pub(super) fn new(cache: Cache, key: Key, lock: File) -> Result<Self, CacheError> {
         // A process that was killed may have left its half: nobody works on it, the lock is ours.
         for folder in cache.attempts_at(&key) {
-            remove_tree(&folder).map_err(at(&folder))?;
+            // What can't go is in nobody's way: attempts are numbered.
+            let _ = remove_tree(&folder);
         }
         let unfinished = cache.root.join(UNFINISHED).join(key.to_string());
         Ok(Self { cache, key, unfinished, lock })
@@ -84,7 +96,8 @@ impl Miss {
         let folder = self.cache.work().join(format!("{}-{}", self.key, self.next_number()?));
         let out = folder.join("out");
         fs::create_dir_all(&out).map_err(at(&out))?;
-        Ok(Attempt { folder, out })
+        let identity = FolderId::of(&out).map_err(at(&out))?;
+        Ok(Attempt { folder, out, identity })
     }
 
     /// A number that no attempt at this result had, kept in the lock. Not a random one: a program that writes down
@@ -123,15 +136,20 @@ impl Miss {
         finished: Finished<'_>,
         cancel: &Cancel,
     ) -> Result<Hit, CacheError> {
+        attempt.check()?;
+        let held = self.cache.hold(cancel)?;
+        make_accessible(&attempt.out).map_err(at(&attempt.out))?;
+        let tree = Tree::of(&attempt.out).map_err(at(&attempt.out))?;
         for output in &finished.outputs {
             for path in &output.paths {
-                if !attempt.out.join(path).exists() {
+                // What is there is in the tree: a path that leads elsewhere, whatever it looks like, is not.
+                let is_part = |part: &RelPath| part.is_within(&plain(path));
+                let is_root = plain(path).as_os_str().is_empty();
+                if !is_root && !tree.files.iter().chain(&tree.empty_folders).any(is_part) {
                     return Err(CacheError::NotWritten { output: output.name.clone(), path: path.clone() });
                 }
             }
         }
-        let held = self.cache.hold(cancel)?;
-        let tree = Tree::of(&attempt.out).map_err(at(&attempt.out))?;
         let mut files = Vec::with_capacity(tree.files.len());
         for path in tree.files {
             cancel.check()?;
@@ -160,6 +178,7 @@ impl Miss {
         };
         let path = self.cache.entry(&self.key);
         let bytes = sealed::to_bytes(&entry).map_err(|e| at(&path)(e.into()))?;
+        remove_folder_at(&path)?;
         write_atomically(&path, &bytes).map_err(at(&path))?;
         self.forget_unfinished()?;
         Ok(Hit { entry, cache: self.cache.clone(), _use: held })
@@ -181,12 +200,14 @@ impl Cache {
     }
 }
 
+/// A declared path without `.` and doubled slashes; empty for the stage's folder itself.
+pub(super) fn plain(path: &str) -> PathBuf {
+    Path::new(path).components().filter(|part| *part != Component::CurDir).collect()
+}
+
 /// Whether a path of a result belongs to an output that is made of `paths`.
 pub(super) fn belongs(path: &RelPath, paths: &[String]) -> bool {
-    paths.iter().any(|p| {
-        let folder = Path::new(p).components().collect::<PathBuf>();
-        folder == Path::new(".") || folder.as_os_str().is_empty() || path.is_within(&folder)
-    })
+    paths.iter().any(|p| path.is_within(&plain(p)))
 }
 
 /// Over the files and empty folders that one of `paths` is or holds.

@@ -182,7 +182,7 @@ pub struct Finished<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// The disk said no.
-    #[error("{}: {error}", path.display())]
+    #[error("{}: {error}", files::shown(path))]
     Io {
         /// Where.
         path: PathBuf,
@@ -197,6 +197,9 @@ pub enum CacheError {
         /// The file or folder that is not there.
         path: String,
     },
+    /// A stage's folder is no longer the one that it was given.
+    #[error("the stage removed or replaced the folder that it was to write to: {}", files::shown(.0))]
+    Replaced(PathBuf),
     /// A stage wrote something that can't be kept.
     #[error("{path} is {what}: only files and folders can be results")]
     NotAFile {
@@ -230,6 +233,7 @@ impl CacheError {
                 Some("the damaged result was taken out of the cache: run again, and it is made anew".into())
             }
             Self::Damaged { .. } => Some("run again once nothing writes to the run's folder".into()),
+            Self::Replaced(_) => Some("nothing of what stands there now was taken or changed".into()),
             Self::Io { .. } | Self::NotWritten { .. } | Self::NotAFile { .. } | Self::Interrupted => None,
         }
     }
@@ -423,6 +427,14 @@ impl Hit {
     /// The disk says no; a file that is there already is left as it is.
     pub fn place(&self, folder: &Path) -> Result<(), CacheError> {
         self.cache.place(&self.entry, folder)
+    }
+}
+
+/// Removes a folder that stands where a file of the cache belongs.
+fn remove_folder_at(path: &Path) -> Result<(), CacheError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => files::remove_tree(path).map_err(at(path)),
+        _ => Ok(()),
     }
 }
 

@@ -79,6 +79,22 @@ impl Placed {
     fn damaged(&self, file: &RelPath, wrong: impl Into<String>, taken_out: bool) -> CacheError {
         CacheError::Damaged { file: file.clone(), from: self.from.clone(), wrong: wrong.into(), taken_out }
     }
+
+    /// A stage that reads a folder reads what is in it: nothing may be there that is not part of the result.
+    fn nothing_else(&self) -> Result<(), CacheError> {
+        let root = self.path();
+        if !fs::symlink_metadata(&root).is_ok_and(|m| m.is_dir()) {
+            return Ok(());
+        }
+        for path in Tree::of(&root).map_err(at(&root))?.files {
+            let path = RelPath::of(&path.under(&root), &self.folder);
+            let is_part = self.files.binary_search_by(|file| file.path.cmp(&path)).is_ok();
+            if belongs(&path, &self.paths) && !is_part {
+                return Err(self.damaged(&path, "was put into the result's folder by somebody else", false));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Seen {
@@ -99,7 +115,7 @@ impl Seen {
                 return Err(placed.damaged(&file.path, "changed while the stage was reading it", false));
             }
         }
-        Ok(())
+        placed.nothing_else()
     }
 }
 
@@ -177,28 +193,8 @@ impl Cache {
             let path = path.under(&placed.folder);
             fs::create_dir_all(&path).map_err(at(&path))?;
         }
-        self.nothing_else(placed)?;
+        placed.nothing_else()?;
         Ok(Seen(seen))
-    }
-
-    /// A stage that reads a folder reads what is in it: nothing may be there that is not part of the result.
-    fn nothing_else(&self, placed: &Placed) -> Result<(), CacheError> {
-        let root = placed.path();
-        if !fs::symlink_metadata(&root).is_ok_and(|m| m.is_dir()) {
-            return Ok(());
-        }
-        for path in Tree::of(&root).map_err(at(&root))?.files {
-            let path = RelPath::of(&path.under(&root), &placed.folder);
-            let is_part = placed.files.binary_search_by(|file| file.path.cmp(&path)).is_ok();
-            if belongs(&path, &placed.paths) && !is_part {
-                return Err(placed.damaged(
-                    &path,
-                    "was put into the result's folder by somebody else",
-                    false,
-                ));
-            }
-        }
-        Ok(())
     }
 
     /// Copies a placed output into a folder, for a reader who may do with it as he likes; where it stands there.

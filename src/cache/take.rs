@@ -11,7 +11,7 @@ use std::path::Path;
 
 use nix::libc;
 
-use super::{Cache, CacheError, FileRef, Mode, Modified, at};
+use super::{Cache, CacheError, FileRef, Mode, Modified, at, remove_folder_at};
 use crate::cancel::Cancel;
 use crate::files::{self, RelPath};
 use crate::fingerprint::Digest;
@@ -59,6 +59,7 @@ impl Cache {
             && files::digest(&blob, cancel).is_ok_and(|there| there == digest);
         cancel.check()?;
         if !is_there {
+            remove_folder_at(&blob)?;
             fs::rename(from, &blob).map_err(at(&blob))?;
         }
         let there = fs::symlink_metadata(&blob).map_err(at(&blob))?;

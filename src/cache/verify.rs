@@ -55,8 +55,8 @@ pub enum Damage {
 #[derive(Default)]
 struct Found {
     damages: Vec<Damage>,
-    files: BTreeSet<PathBuf>,
-    folders: BTreeSet<PathBuf>,
+    /// What is to go.
+    paths: BTreeSet<PathBuf>,
 }
 
 impl Cache {
@@ -65,6 +65,24 @@ impl Cache {
     /// # Errors
     /// The disk says no, or somebody asks to stop: nothing was taken out then.
     pub fn verify(&self, cancel: &Cancel) -> Result<Vec<Damage>, CacheError> {
+        if self.find_damages(cancel)?.damages.is_empty() {
+            return Ok(Vec::new());
+        }
+        // What was found may have been a collection at work, or is whole by now: it counts as it is found with nobody
+        // else at it.
+        let _held = self.hold_alone(cancel)?;
+        let found = self.find_damages(cancel)?;
+        for path in &found.paths {
+            match fs::symlink_metadata(path) {
+                Ok(there) if there.is_dir() => remove_tree(path).map_err(at(path))?,
+                Ok(_) => fs::remove_file(path).map_err(at(path))?,
+                Err(_) => {}
+            }
+        }
+        Ok(found.damages)
+    }
+
+    fn find_damages(&self, cancel: &Cancel) -> Result<Found, CacheError> {
         let (entries, mut found) = self.read_entries(cancel)?;
         let blobs = self.damaged_blobs(cancel)?;
         let mut named = BTreeSet::new();
@@ -84,18 +102,17 @@ impl Cache {
         for blob in blobs.iter().filter(|blob| !named.contains(*blob)) {
             found.damages.push(Damage::Blob(blob.clone()));
         }
-        found.files.extend(blobs);
+        found.paths.extend(blobs);
         made_from(&entries, &mut wrong, &mut found.damages);
-        found.files.extend(wrong.keys().map(|key| self.entry(key)));
+        found.paths.extend(wrong.keys().map(|key| self.entry(key)));
         self.read_unfinished(&mut found, cancel)?;
-        self.take_all_out(&found, cancel)?;
-        Ok(found.damages)
+        Ok(found)
     }
 
     /// All entries that are as they were written, and those that are not.
     fn read_entries(&self, cancel: &Cancel) -> Result<(Vec<Entry>, Found), CacheError> {
         let (mut entries, mut found) = (Vec::new(), Found::default());
-        for path in walk(&self.root.join("entries")) {
+        for path in names_in(&self.root.join("entries")) {
             cancel.check()?;
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
@@ -110,7 +127,7 @@ impl Cache {
                 Ok(entry) => format!("it is the entry of {}", entry.key.short()),
                 Err(wrong) => wrong,
             };
-            found.files.insert(path.clone());
+            found.paths.insert(path.clone());
             found.damages.push(Damage::Entry { path, wrong });
         }
         entries.sort_by_key(|entry| entry.key);
@@ -120,7 +137,7 @@ impl Cache {
     /// The blobs whose content is not what their names say.
     fn damaged_blobs(&self, cancel: &Cancel) -> Result<BTreeSet<PathBuf>, CacheError> {
         let mut damaged = BTreeSet::new();
-        for path in walk(&self.root.join("blobs")) {
+        for path in names_in(&self.root.join("blobs")).iter().flat_map(|folder| names_in(folder)) {
             let Some((digest, mode)) = name_of(&path) else { continue };
             let is_file = fs::symlink_metadata(&path).is_ok_and(|m| m.is_file() && Mode::of(&m) == mode);
             if !is_file || !files::digest(&path, cancel).is_ok_and(|found| found == digest) {
@@ -151,29 +168,20 @@ impl Cache {
                 if seal.exists() && sealed::check_folder(folder, cancel).is_err() {
                     cancel.check()?;
                     found.damages.push(Damage::Unfinished { path: folder.to_path_buf(), wrong });
-                    found.folders.insert(folder.to_path_buf());
+                    found.paths.insert(folder.to_path_buf());
                 }
             }
         }
         Ok(())
     }
+}
 
-    fn take_all_out(&self, found: &Found, cancel: &Cancel) -> Result<(), CacheError> {
-        if found.damages.is_empty() {
-            return Ok(());
-        }
-        let _held = self.hold_alone(cancel)?;
-        for path in &found.files {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(at(path)(error)),
-                _ => {}
-            }
-        }
-        for folder in &found.folders {
-            remove_tree(folder).map_err(at(folder))?;
-        }
-        Ok(())
-    }
+/// What is in a folder, sorted.
+fn names_in(folder: &Path) -> Vec<PathBuf> {
+    let read = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<PathBuf> = read.map(|item| item.path()).collect();
+    names.sort();
+    names
 }
 
 /// The content that a blob's name promises.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::files::{FolderId, Tree};
 use crate::secrets::Secrets;
 use crate::stage::{ANY_PORT, Access, ArtifactKind, Context, Fault, Lane, Output, Port, Stage, StageError};
 use crate::subprocess::{self, Ended, Left, Program, Spec};
@@ -149,6 +150,7 @@ smollm2:
     }
 
     fn run(&self, context: &Context<'_>) -> Result<(), StageError> {
+        let folder = FolderId::of(context.out).map_err(|e| StageError::io(context.out, &e))?;
         let mut log = Log::new(context)?;
         let ended = self.follow(context, &mut log)?;
         tell_left(context, &ended)?;
@@ -158,6 +160,12 @@ smollm2:
                 ending(ended.status),
                 log.last_lines()
             )));
+        }
+        if FolderId::of(context.out).ok() != Some(folder) {
+            return Err(StageError::with_help(
+                "the program removed or replaced the folder that it was to write to, $PIPE_OUTPUT",
+                "write into that folder; nothing of what stands there now was taken or changed",
+            ));
         }
         log.put()?;
         for (name, output) in &self.outputs {
@@ -176,15 +184,17 @@ fn shows_no_secret(context: &Context<'_>) -> Result<(), StageError> {
     if long.is_empty() {
         return Ok(());
     }
-    for path in crate::files::walk(context.out) {
-        let name = crate::files::RelPath::of(&path, context.out).to_string();
+    let tree = Tree::of(context.out).map_err(|e| StageError::failed(e.to_string()))?;
+    for path in tree.files.iter().chain(&tree.empty_folders) {
+        // As its bytes are: what is shown has escapes of its own.
+        let name = String::from_utf8_lossy(path.as_bytes());
         if long.are_in(&name) {
             return Err(StageError::with_help(
                 format!(
                     "the program wrote `{}`, which is named by a value of the environment",
                     long.hide(&name)
                 ),
-                "give the file another name: names stand in records",
+                "give it another name: names stand in records",
             ));
         }
     }
