@@ -174,7 +174,7 @@ pub enum RunsCommand {
 /// `pipe runs rm`: the runs that all of this is true of.
 #[derive(Debug, Args)]
 pub struct RunsToRemove {
-    /// These runs: their names, the beginnings of such, or `latest`
+    /// These runs: their names, beginnings that only one name has, or `latest`
     #[arg(value_name = "RUN")]
     pub runs: Vec<String>,
     /// Only runs that began longer ago than this, such as 12h or 30d
@@ -186,7 +186,7 @@ pub struct RunsToRemove {
     /// Only runs of this pipeline
     #[arg(long, value_name = "NAME")]
     pub pipeline: Option<String>,
-    /// Leave the newest N of them
+    /// Of the runs that all else is true of, leave the newest N
     #[arg(long, value_name = "N")]
     pub keep: Option<usize>,
     /// Say what would be removed, and remove nothing
@@ -214,7 +214,10 @@ pub enum CacheCommand {
     Ls,
     /// Read every file again and compare its digest; damaged results are taken out
     Verify,
-    /// Remove the least recently used results
+    /// Remove the least recently used results, and what killed processes left
+    ///
+    /// Results that a running run uses stay. Checkpoints of interrupted training count as results do. Files that runs
+    /// link to are free once these runs are removed: `pipe runs rm`.
     Gc {
         /// Keep at most this much, such as 500MB or 2GB
         #[arg(long, value_name = "SIZE")]
@@ -222,7 +225,7 @@ pub enum CacheCommand {
         /// Remove what was not used for this long, such as 12h or 30d
         #[arg(long, value_name = "AGE")]
         age: Option<String>,
-        /// Never touch what is younger than this
+        /// Never touch results that were used more recently than this
         #[arg(long, value_name = "AGE", default_value = "1h")]
         grace: String,
     },

@@ -409,19 +409,32 @@ impl RunFolder {
         if !ignore.exists() {
             fs::write(&ignore, "*\n").map_err(named(&ignore))?;
         }
+        // Made beside, with its lock held, and renamed: whoever finds it finds a run that is going on.
+        let beside = tempfile::Builder::new().prefix(".new-").tempdir_in(&runs).map_err(named(&runs))?;
+        let events = beside.path().join(EVENTS);
+        let file =
+            File::create(&events).and_then(|file| file.lock().map(|()| file)).map_err(named(&events))?;
+        fs::set_permissions(beside.path(), fs::metadata(&runs)?.permissions())
+            .map_err(named(beside.path()))?;
         let begin = format!("{}-{}", clock::name(), in_file_name(pipeline));
         let mut name = begin.clone();
         for more in 2.. {
-            match fs::create_dir(runs.join(&name)) {
+            let path = runs.join(&name);
+            // A folder is renamed over an empty one, which is made here so that no two runs take one name.
+            match fs::create_dir(&path).and_then(|()| fs::rename(beside.path(), &path)) {
                 Ok(()) => break,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => name = format!("{begin}-{more}"),
-                Err(e) => return Err(named(&runs.join(&name))(e)),
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty
+                    ) =>
+                {
+                    name = format!("{begin}-{more}");
+                }
+                Err(e) => return Err(named(&path)(e)),
             }
         }
         let path = runs.join(&name);
-        let events = path.join(EVENTS);
-        let file =
-            File::create(&events).and_then(|file| file.lock().map(|()| file)).map_err(named(&events))?;
         home.point_latest(Some(&name))?;
         Ok(Self { name, path, secrets, events: Mutex::new(file) })
     }
