@@ -284,7 +284,7 @@ fn what_removal_frees_is_told_from_what_others_have() {
     let linked = |path: &Path| std::os::unix::fs::MetadataExt::nlink(&fs::metadata(path).unwrap()) > 1;
     assert!(linked(&project.path(".pipe/runs/latest/stages/a/x")), "the file system has no links");
     let told = weigh(&["latest"]);
-    assert!(told.ends_with("; 2.0 MB more are still in the cache: `pipe cache gc`\n"), "{told}");
+    assert!(told.ends_with("; 2.0 MB more are still in the cache: `pipe cache gc --size SIZE`\n"), "{told}");
     project.run(0, &[&file]);
     project.pipe(&["cache", "gc", "--size", "0", "--grace", "0s"]);
     fs::remove_dir_all(project.path(".pipe/cache")).unwrap();

@@ -119,8 +119,8 @@ impl Miss {
             };
             let next = last.saturating_add(1);
             lock.rewind()?;
-            lock.set_len(0)?;
-            writeln!(lock, "{next}")?;
+            // Over the last one, of one length: a kill or a full disk never leaves an earlier number.
+            lock.write_all(format!("{next:020}\n").as_bytes())?;
             Ok(next)
         };
         number().map_err(at(&path))

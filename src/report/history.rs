@@ -119,7 +119,8 @@ pub fn removed(removed: &[String], going: usize, weight: Weight, dry_run: bool) 
     let (done, frees) = if dry_run { ("would remove", "frees") } else { ("removed", "freed") };
     text += &format!("{done} {}, which {frees} {}", runs(removed.len()), bytes(weight.freed));
     if weight.cached > 0 {
-        text += &format!("; {} more are still in the cache: `pipe cache gc`", bytes(weight.cached));
+        text +=
+            &format!("; {} more are still in the cache: `pipe cache gc --size SIZE`", bytes(weight.cached));
     }
     if weight.elsewhere > 0 {
         text += &format!("; {} more are still in other runs", bytes(weight.elsewhere));

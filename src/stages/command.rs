@@ -119,6 +119,13 @@ smollm2:
         if empty {
             faults.push(Fault::new("run", "there is nothing to run"));
         }
+        let words = match &self.run {
+            Run::Shell(text) => std::slice::from_ref(text),
+            Run::Program(words) => words,
+        };
+        if words.iter().any(|word| word.contains('\0')) {
+            faults.push(Fault::new("run", "no program can be given a NUL character"));
+        }
         if self.outputs.is_empty() {
             faults.push(
                 Fault::new("outputs", "no output is declared")
@@ -133,7 +140,10 @@ smollm2:
                 );
             }
         }
-        for name in self.env.keys() {
+        for (name, value) in &self.env {
+            if value.contains('\0') {
+                faults.push(Fault::new("env", format!("the value of `{name}` has a NUL character")));
+            }
             if name.is_empty() || name.contains(['=', '\0']) {
                 faults.push(Fault::new("env", format!("`{name}` can't be the name of a variable")));
             } else if name == "PIPE_OUTPUT" || name.starts_with("PIPE_INPUT_") {
@@ -496,6 +506,14 @@ mod tests {
                 "`PIPE_INPUT_X` is set by pipe itself",
                 "inputs `my-rows` and `my_rows` would both be PIPE_INPUT_MY_ROWS",
             ]
+        );
+        let nul = stage(serde_json::json!({
+            "run": ["echo", "a\u{0}b"], "env": { "A": "\u{0}" }, "outputs": { "a": { "path": "a" } },
+        }));
+        let faults: Vec<String> = nul.check(&[]).into_iter().map(|f| f.message).collect();
+        assert_eq!(
+            faults,
+            ["no program can be given a NUL character", "the value of `A` has a NUL character"]
         );
         let none = stage(serde_json::json!({ "run": "true", "outputs": {} }));
         assert_eq!(none.check(&[])[0].message, "no output is declared");
