@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -204,15 +204,25 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 fn plain(metadata: &Metadata) -> io::Result<()> {
-    let kind = metadata.file_type();
-    let word = match () {
-        () if kind.is_file() => return Ok(()),
-        () if kind.is_dir() => "a folder",
-        () if kind.is_fifo() => "a named pipe",
-        () if kind.is_socket() => "a socket",
-        () => "a device",
-    };
-    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("this is {word}, and a file is needed")))
+    match other_than_a_file(metadata.file_type()) {
+        None => Ok(()),
+        Some(word) => {
+            let message = format!("this is {word}, and a file is needed");
+            Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+        }
+    }
+}
+
+/// What something is that is no plain file, in words.
+pub fn other_than_a_file(kind: FileType) -> Option<&'static str> {
+    match () {
+        () if kind.is_file() => None,
+        () if kind.is_dir() => Some("a folder"),
+        () if kind.is_symlink() => Some("a symbolic link"),
+        () if kind.is_fifo() => Some("a named pipe"),
+        () if kind.is_socket() => Some("a socket"),
+        () => Some("a device"),
+    }
 }
 
 /// A file's content, unless somebody asks to stop.

@@ -40,6 +40,12 @@ impl Stamp {
         Ok(Self::from(&fs::metadata(path)?))
     }
 
+    /// Whether at most names of the file were added or removed since: that changes the time of its last change, and
+    /// nothing else.
+    pub fn is_same_but_for_names(&self, before: &Self) -> bool {
+        Self { changed: before.changed, ..*self } == *before
+    }
+
     /// Waits until the clock has moved on since a file was touched: else what is written to it a moment later could
     /// not be told from what is read now.
     ///

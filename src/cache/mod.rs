@@ -205,7 +205,7 @@ pub enum CacheError {
     NotAFile {
         /// Where in the stage's folder.
         path: RelPath,
-        /// `a symbolic link`, `a pipe (FIFO)`, …
+        /// `a symbolic link`, `a named pipe`, …
         what: &'static str,
     },
     /// What a stage is to read is not what its key says.

@@ -5,15 +5,16 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::miss::belongs;
 use super::take::copy_content;
-use super::{Cache, CacheError, Entry, FileRef, Mode, Modified, at};
+use super::{Cache, CacheError, Entry, FileRef, Mode, at};
 use crate::cancel::Cancel;
 use crate::files::{self, RelPath, Tree};
 use crate::fingerprint::Key;
+use crate::remembered::Stamp;
 
 /// An output of a result in a run's folder.
 #[derive(Clone, Debug)]
@@ -28,23 +29,6 @@ pub struct Placed {
     paths: Vec<String>,
     files: Vec<FileRef>,
     empty_folders: Vec<RelPath>,
-}
-
-/// What a file was when it was last found to be right.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    modified: Modified,
-    changed: (i64, i64),
-    inode: u64,
-    size: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let m = fs::symlink_metadata(path)?;
-        let changed = (m.ctime(), m.ctime_nsec());
-        Ok(Self { modified: Modified::of(&m), changed, inode: m.ino(), size: m.len() })
-    }
 }
 
 /// The files of an output as they were when their digests were right.
@@ -108,9 +92,10 @@ impl Seen {
             if now == Some(*before) {
                 continue;
             }
-            // Another name for the same bytes changes the time of the last change, and nothing else.
-            let only_linked = now.is_some_and(|now| Stamp { changed: before.changed, ..now } == *before);
-            if !only_linked || files::digest(path, cancel).ok() != Some(file.digest) {
+            // Another run may have linked the same bytes meanwhile.
+            if !now.is_some_and(|now| now.is_same_but_for_names(before))
+                || files::digest(path, cancel).ok() != Some(file.digest)
+            {
                 cancel.check()?;
                 return Err(placed.damaged(&file.path, "changed while the stage was reading it", false));
             }

@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use nix::libc;
@@ -21,7 +21,7 @@ impl Cache {
     pub(super) fn take(&self, out: &Path, path: RelPath, cancel: &Cancel) -> Result<FileRef, CacheError> {
         let full = path.under(out);
         let found = fs::symlink_metadata(&full).map_err(at(&full))?;
-        if let Some(what) = not_a_file(&found.file_type()) {
+        if let Some(what) = files::other_than_a_file(found.file_type()) {
             return Err(CacheError::NotAFile { path, what });
         }
         let mode = Mode::of(&found);
@@ -64,17 +64,6 @@ impl Cache {
         }
         let there = fs::symlink_metadata(&blob).map_err(at(&blob))?;
         Ok(FileRef { path, digest, size, mode, modified: Modified::of(&there) })
-    }
-}
-
-/// What something is that is no file.
-fn not_a_file(kind: &fs::FileType) -> Option<&'static str> {
-    match () {
-        () if kind.is_file() => None,
-        () if kind.is_symlink() => Some("a symbolic link"),
-        () if kind.is_fifo() => Some("a pipe (FIFO)"),
-        () if kind.is_socket() => Some("a socket"),
-        () => Some("a device"),
     }
 }
 
