@@ -47,6 +47,7 @@ pub mod subprocess;
 // Leaves that all may use.
 pub mod cancel;
 pub mod files;
+pub mod memory;
 pub mod remembered;
 pub mod sealed;
 pub mod terminal;
